@@ -1,0 +1,92 @@
+/* batching.h - which sequence computes how many tokens in the next step. Policy only: it sees ids, counts and
+ * the KV bookkeeping, no tensors and no clock of its own, so that the simulator runs the very same code.
+ *
+ * State of a sequence:
+ *
+ *   sched_add         sched_plan           sched_plan            sched_commit(finish)
+ *   --------> WAITING ---------> PREFILL ------------> DECODE ---------------------> (gone)
+ *                ^                  |                     |
+ *                +------ preempt (recompute) -------------+
+ *   sched_remove leaves from every state, within one step.
+ *
+ * A step: decodes first (one token each), then prefill chunks fill the rest of the token budget in order of
+ * (priority, arrival). When KV runs out the lowest-priority, latest sequence is preempted: its blocks are released
+ * and it goes back to WAITING with all its tokens; it recomputes to the same bits. A sequence can always run alone
+ * (checked at sched_add), so the highest-priority one always makes progress.
+ *
+ * Owner: the engine thread (or the simulator).
+ */
+#ifndef CHOIR_BATCHING_H
+#define CHOIR_BATCHING_H
+
+#include "engine/kvcache/kvcache.h"
+
+struct sched_options {
+    uint32_t max_batch_tokens;  /* budget of a step */
+    uint32_t max_seqs;          /* sequences in a step */
+    uint32_t max_model_len;
+    uint32_t queue_max_requests;
+    uint64_t queue_max_tokens;
+};
+
+enum seq_state { SEQ_NONE, SEQ_WAITING, SEQ_PREFILL, SEQ_DECODE };
+
+/* One sequence. The caller allocates it and owns tokens (capacity n_prompt + max_tokens); the scheduler owns
+ * the fields below the line until sched_remove or a finish. */
+struct seq {
+    int32_t *tokens;       /* prompt, then output as it is sampled */
+    uint32_t n_tokens;     /* known tokens; the engine appends the sampled one before sched_commit */
+    uint32_t n_prompt;
+    uint32_t max_tokens_total; /* n_prompt + max_tokens */
+    int priority;          /* lower is sooner (vLLM's convention) */
+    uint64_t salt;
+    bool no_prefix_read;   /* prompt log-probabilities need every position computed */
+    struct seq *leader;    /* waits until the leader has computed its prompt (n > 1 shares it); NULL: none */
+    void *user;
+    /* ---- scheduler's ---- */
+    enum seq_state state;
+    uint64_t arrival;
+    int kv_seq;            /* -1 while waiting */
+    uint32_t n_computed;   /* positions whose K and V are in the cache */
+    uint32_t n_cached;     /* of the first admission: prompt tokens that came from the prefix cache */
+    uint32_t n_preempted;
+    struct seq *next, *prev;
+};
+
+struct sched;
+struct sched *sched_open(const struct sched_options *o, struct kv *kv, struct err *e);
+void sched_close(struct sched *s);
+
+/* ERR_CONTEXT_LENGTH: could never run here. ERR_QUEUE_FULL: the bounded queue is full. */
+bool sched_add(struct sched *s, struct seq *q, struct err *e);
+void sched_remove(struct sched *s, struct seq *q); /* cancel or finish, from any state */
+
+/* One row group of the step: positions [pos0, pos0 + n_rows) of seq. wants_logits: its last row ends the known
+ * tokens, so it samples. */
+struct step_seq {
+    struct seq *seq;
+    uint32_t pos0, n_rows;
+    bool samples;
+};
+struct step_plan {
+    struct step_seq *seqs; /* capacity max_seqs */
+    uint32_t n_seqs;
+    uint32_t n_tokens;
+    uint32_t n_preempted;
+};
+/* Decides the next step and grows KV for it. n_seqs 0: nothing to do. The plan belongs to the scheduler and is
+ * valid until the next call. */
+const struct step_plan *sched_plan(struct sched *s);
+/* The plan was computed (before the engine appends sampled tokens and removes finished sequences). */
+void sched_commit(struct sched *s);
+
+struct sched_stats {
+    uint32_t n_waiting, n_running;
+    uint64_t waiting_tokens;
+    uint64_t preemptions;
+};
+void sched_stats_get(const struct sched *s, struct sched_stats *out);
+/* Invariants over queues, states and the KV holds. */
+bool sched_check(const struct sched *s, struct err *e);
+
+#endif
