@@ -206,5 +206,7 @@ struct kernels *kernels_cpu_open(const struct kernels_options *o, struct err *e)
 /* Our exp and log in fp32, the same bits on every path (|relative error| < 2 ulp). */
 float num_expf(float x);
 float num_logf(float x);
+/* base > 0, |exponent * log base| <= 700; relative error < 1e-14. For RoPE's inverse frequencies. */
+double num_pow(double base, double exponent);
 
 #endif

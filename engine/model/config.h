@@ -2,7 +2,8 @@
  *
  * model_config_read fills it from GGUF metadata or a Hugging Face config.json (older rope_theta/rope_scaling,
  * newer rope_parameters) and refuses values that no model has (zero heads, odd rope dims, counts over the
- * limits below) before anything is sized by them. The layer loop (model.c) has no family names in it.
+ * limits below) before anything is sized by them. What the layer loop does not know (biases, experts, a rope type, a
+ * tensor that nobody would read) is refused by name, never ignored. The layer loop (model.c) has no family names in it.
  */
 #ifndef CHOIR_MODEL_CONFIG_H
 #define CHOIR_MODEL_CONFIG_H
@@ -12,6 +13,7 @@
 enum {
     LAYERS_MAX = 512,
     DIM_MAX = 1 << 17,
+    FF_MAX = 1 << 20,
     HEADS_MAX = 1024,
     HEAD_DIM_MAX = 512,
     VOCAB_MAX = 1 << 22,
@@ -25,11 +27,11 @@ struct rope_config {
     uint32_t dim;     /* rotated dimensions of a head */
     enum rope_kind kind;
     float mscale;     /* factor on cos and sin (yarn); 1 otherwise */
-    double inv_freq[HEAD_DIM_MAX / 2]; /* [dim / 2], scaling (linear, llama3, yarn) applied */
+    double inv_freq[HEAD_DIM_MAX / 2]; /* [dim / 2], scaling (linear, llama3, yarn, rope_freqs.weight) applied */
 };
 
 struct model_config {
-    char arch[32];      /* "gemma3", "llama", "qwen3": for people and for tensor names */
+    char arch[32];      /* "gemma3", "llama", "qwen3": for people */
     uint32_t n_layers, dim, n_heads, n_kv_heads, head_dim, n_ff, n_vocab;
     uint32_t context_len;
     float norm_eps;
@@ -38,12 +40,12 @@ struct model_config {
     enum activation activation;
     bool qk_norm;
     bool post_norms;            /* a norm after attention and after the MLP, before the residual (Gemma) */
-    bool norm_plus_one;         /* norm weights in the file lack the +1 (Gemma safetensors) */
+    bool norm_plus_one;         /* norm weights in the file lack the +1 (Gemma safetensors), q_norm and k_norm too */
     bool tied_output;           /* lm_head is the embedding */
     float attn_softcap, final_softcap; /* 0: none */
-    uint32_t window;            /* positions a LAYER_WINDOW layer sees */
-    uint8_t layer_kind[LAYERS_MAX];
-    struct rope_config rope[LAYER_KINDS]; /* by layer kind */
+    uint32_t window;            /* positions a LAYER_WINDOW layer sees, its own included; 0 when there is none */
+    uint8_t layer_kind[LAYERS_MAX];       /* [n_layers] of enum layer_kind */
+    struct rope_config rope[LAYER_KINDS]; /* by layer kind; both are always filled */
 };
 
 bool model_config_read(const struct tensor_file *f, struct model_config *c, struct err *e);
@@ -55,7 +57,8 @@ enum tensor_role {
     TENSOR_FFN_NORM, TENSOR_GATE, TENSOR_UP, TENSOR_DOWN, TENSOR_FFN_POST_NORM,
     TENSOR_ROLES
 };
-/* Finds and checks [n_rows][n_cols] (n_cols 0: a vector of n_rows). NULL with *e naming the tensor. */
+/* Finds and checks [n_rows][n_cols] (n_cols 0: a vector of n_rows), a type that kernels read, and data aligned for it.
+ * NULL with *e naming the tensor. TENSOR_OUTPUT of a model with tied_output is its embedding. */
 const struct tensor *model_tensor(const struct tensor_file *f, const struct model_config *c, enum tensor_role role, uint32_t layer,
                                   uint32_t n_rows, uint32_t n_cols, struct err *e);
 
