@@ -1,6 +1,6 @@
 /* http_server.h - an HTTP/1.1 server for JSON APIs and event streams, over libmicrohttpd.
  *
- * What it hides: the library's traps (../docs/HTTP.md has the table), request framing checks, limits and deadlines,
+ * What it hides: the library's traps (docs/HTTP.md has the table), request framing checks, limits and deadlines,
  * keys, CORS, error replies in OpenAI's shape, detection of clients that went away, back-pressure, drain.
  *
  * A request. The route's handler runs once, on an HTTP thread, when the complete body is there. It gets the request
@@ -121,8 +121,8 @@ uint16_t http_server_port(const struct http_server *s);
  * Connection: close. True when none is left; false when timeout_ms passed first. May be called again. Requests that
  * arrive meanwhile on open connections get 503. */
 bool http_server_drain(struct http_server *s, uint32_t timeout_ms);
-/* Cuts what is left (on_gone runs) and frees the server. Handles must have been given back, or are given back by
- * on_gone's consequences before `grace` ends: http_server_close waits for all of them. Not from a handler. */
+/* Cuts what is left (on_gone runs), waits until every reply handle has been given back by its ending call, and frees
+ * the server. Not from a handler or from the only thread that could end the handles. */
 void http_server_close(struct http_server *s);
 
 struct http_server_stats {

@@ -289,6 +289,24 @@ static bool value_set(const struct options_spec *spec, const struct option_row *
 
 /* ---- sources, the weakest first ---- */
 
+/* The field of a row without a default: empty, false or 0. */
+static void field_clear(const struct option_row *row, void *field) {
+    switch (row->type) {
+    case OPTION_TYPE_BOOL: *(bool *)field = false; break;
+    case OPTION_TYPE_U32: *(uint32_t *)field = 0; break;
+    case OPTION_TYPE_U64:
+    case OPTION_TYPE_SIZE:
+    case OPTION_TYPE_TIME: *(uint64_t *)field = 0; break;
+    case OPTION_TYPE_FLOAT: *(double *)field = 0; break;
+    case OPTION_TYPE_STRING:
+    case OPTION_TYPE_PATH:
+    case OPTION_TYPE_CHOICE: *(const char **)field = NULL; break;
+    case OPTION_TYPE_LIST:
+    case OPTION_TYPE_SECRET: *(struct option_list *)field = (struct option_list){0}; break;
+    case OPTION_TYPE_GROUP: break;
+    }
+}
+
 static void load_defaults(const struct options_spec *spec, void *fields, struct options_store *store) {
     struct err e;
     for (size_t i = 0; i < spec->n_rows; i++) {
@@ -296,6 +314,7 @@ static void load_defaults(const struct options_spec *spec, void *fields, struct 
         if (row->type == OPTION_TYPE_GROUP) continue;
         ASSERT(strlen(row->flag) < OPTIONS_FLAG_MAX && options_row(spec, row->flag) == row);
         const struct place at = {row->flag, OPTION_DEFAULT};
+        field_clear(row, (char *)fields + row->offset);
         ASSERT(!row->default_text || value_set(spec, row, fields, store, row->default_text, &at, &e));
     }
 }

@@ -50,7 +50,7 @@ static void *load_main(void *arg) {
     return NULL;
 }
 
-static void error_print(const struct err *e) { fprintf(stderr, "choird: error: %s\n", e->message); }
+static void error_print(const struct err *e) { fprintf(stderr, "choird: %s\n", e->message); }
 
 /* Threads inherit the mask, so that only the signalfd sees these signals. */
 static int signals_open(void) {

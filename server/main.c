@@ -20,7 +20,7 @@ int main(int argc, char **argv) {
         status = server_run(&s);
         stats_close(&s);
     } else {
-        fprintf(stderr, "choird: error: %s\n", e.message);
+        fprintf(stderr, "choird: %s\n", e.message);
     }
     free(s.api_key_text);
     options_free(&store);

@@ -114,5 +114,6 @@ static bool admit_head(struct sched *s) {
 }
 
 void admit(struct sched *s) {
-    while (s->n_heap > 0 && admit_head(s)) {}
+    while (s->n_heap > 0 && admit_head(s)) {
+    }
 }

@@ -42,13 +42,19 @@
 
 struct sched *sched_open(const struct sched_options *o, struct kv *kv, struct err *e) {
     uint32_t slots = o->max_seqs < o->max_batch_tokens ? o->max_seqs : o->max_batch_tokens;
-    if (slots < 1 || o->max_seqs > SCHED_SEQS_MAX || o->queue_max_requests < 1 || o->queue_max_requests > SCHED_QUEUE_MAX) {
+    if (slots < 1 || o->max_seqs > SCHED_SEQS_MAX || o->queue_max_requests < 1 ||
+        o->queue_max_requests > SCHED_QUEUE_MAX) {
         err_set(e, ERR_LOAD, "scheduler: %u tokens and %u sequences a step (1 to %d), a queue of %u requests (1 to %d)",
                 o->max_batch_tokens, o->max_seqs, SCHED_SEQS_MAX, o->queue_max_requests, SCHED_QUEUE_MAX);
         return NULL;
     }
     if (o->max_model_len < 1 || o->max_model_len > kv_tokens_max(kv)) {
-        err_set(e, ERR_LOAD, "scheduler: a context of %u tokens; 1 to %u are possible", o->max_model_len, kv_tokens_max(kv));
+        err_set(e, ERR_LOAD, "scheduler: a context of %u tokens; 1 to %u are possible", o->max_model_len,
+                kv_tokens_max(kv));
+        return NULL;
+    }
+    if (slots > kv_seqs_max(kv)) {
+        err_set(e, ERR_LOAD, "scheduler: %u sequences a step, the KV cache has room for %u", slots, kv_seqs_max(kv));
         return NULL;
     }
     struct sched *s = calloc(1, sizeof *s);
@@ -109,7 +115,8 @@ static bool queue_has_room(const struct sched *s, const struct seq *q, struct er
 }
 
 bool sched_add(struct sched *s, struct seq *q, struct err *e) {
-    ASSERT(q->state == SEQ_NONE && q->n_prompt >= 1 && q->n_prompt <= q->n_tokens && q->n_tokens <= q->max_tokens_total);
+    ASSERT(q->state == SEQ_NONE && q->n_prompt >= 1 && q->n_prompt <= q->n_tokens &&
+           q->n_tokens <= q->max_tokens_total);
     if (!can_ever_run(s, q, e) || !queue_has_room(s, q, e)) return false;
     q->state = SEQ_WAITING;
     q->arrival = ++s->n_arrivals;
@@ -174,4 +181,6 @@ void sched_stats_get(const struct sched *s, struct sched_stats *out) {
     };
 }
 
-struct seq *sched_any(const struct sched *s) { return s->all; }
+struct seq *sched_any(const struct sched *s) {
+    return s->all;
+}

@@ -29,8 +29,8 @@
 enum { SCHED_SEQS_MAX = KV_SEQS_MAX, SCHED_QUEUE_MAX = 1 << 24 };
 
 struct sched_options {
-    uint32_t max_batch_tokens;   /* budget of a step */
-    uint32_t max_seqs;           /* sequences in a step; also bounded by max_batch_tokens */
+    uint32_t max_batch_tokens; /* budget of a step */
+    uint32_t max_seqs;         /* sequences in a step; also bounded by max_batch_tokens */
     uint32_t max_model_len;
     uint32_t queue_max_requests; /* waiting sequences, followers included */
     uint64_t queue_max_tokens;   /* tokens of waiting sequences; 0: no bound. An empty queue takes any one request */
@@ -47,26 +47,26 @@ struct seq {
     uint32_t max_tokens_total; /* n_prompt + max_tokens */
     int priority;              /* lower is sooner (vLLM's convention) */
     uint64_t salt;
-    bool no_prefix_read;       /* prompt log-probabilities need every position computed */
-    struct seq *leader;        /* waits until the leader has computed its prompt (n > 1 shares it) or has left; NULL:
-                                  none. Read by sched_add only, so it cannot dangle later */
+    bool no_prefix_read; /* prompt log-probabilities need every position computed */
+    struct seq *leader;  /* waits until the leader has computed its prompt (n > 1 shares it) or has left; NULL:
+                            none. Read by sched_add only, so it cannot dangle later */
     void *user;
     /* ---- the scheduler's: read only ---- */
     enum seq_state state;
     uint64_t arrival;
-    int kv_seq;                /* -1 while waiting */
-    uint32_t n_computed;       /* positions whose K and V are in the cache */
-    uint32_t n_cached;         /* of the first admission: prompt tokens that came from the prefix cache */
+    int kv_seq;          /* -1 while waiting */
+    uint32_t n_computed; /* positions whose K and V are in the cache */
+    uint32_t n_cached;   /* of the first admission: prompt tokens that came from the prefix cache */
     uint32_t n_preempted;
-    bool admitted;             /* at least once: n_cached is known */
+    bool admitted; /* at least once: n_cached is known */
     /* ---- the scheduler's: private ---- */
-    uint32_t index;            /* in the waiting heap or the running array */
-    uint32_t n_planned;        /* rows in the plan being made */
-    struct seq *awaits;        /* a leader, chosen by the caller or found, until it has computed awaits_tokens */
+    uint32_t index;     /* in the waiting heap or the running array */
+    uint32_t n_planned; /* rows in the plan being made */
+    struct seq *awaits; /* a leader, chosen by the caller or found, until it has computed awaits_tokens */
     uint32_t awaits_tokens;
-    struct seq *followers;     /* those that await this one */
+    struct seq *followers; /* those that await this one */
     struct seq *follow_next, *follow_prev;
-    struct seq *next, *prev;   /* every sequence in the scheduler */
+    struct seq *next, *prev; /* every sequence in the scheduler */
 };
 
 struct sched;

@@ -7,20 +7,20 @@
 struct sched {
     struct sched_options o;
     struct kv *kv;
-    uint32_t slots;         /* sequences that may run at once: each decode must find a token in the budget */
+    uint32_t slots; /* sequences that may run at once: each decode must find a token in the budget */
 
-    struct seq **heap;      /* [queue_max_requests + slots]: waiting, best rank at 0 */
+    struct seq **heap; /* [queue_max_requests + slots]: waiting, best rank at 0 */
     uint32_t n_heap;
-    uint32_t n_followers;   /* waiting for another sequence, not in the heap */
+    uint32_t n_followers; /* waiting for another sequence, not in the heap */
     uint64_t waiting_tokens;
-    struct seq **running;   /* [slots]: best rank first */
+    struct seq **running; /* [slots]: best rank first */
     uint32_t n_running;
-    struct seq *all;        /* every sequence, newest first */
+    struct seq *all; /* every sequence, newest first */
 
     uint64_t n_arrivals;
     uint64_t n_preemptions;
     struct step_plan plan;
-    bool in_step;           /* between a plan with work and its commit */
+    bool in_step; /* between a plan with work and its commit */
 
     /* The last head that pages were too short for: not asked again until something changed. */
     uint64_t refused_arrival, refused_epoch;
@@ -33,9 +33,13 @@ static inline bool ranks_before(const struct seq *a, const struct seq *b) {
 }
 
 /* Rows that are known and not computed. */
-static inline uint32_t rows_left(const struct seq *q) { return q->n_tokens - q->n_computed; }
+static inline uint32_t rows_left(const struct seq *q) {
+    return q->n_tokens - q->n_computed;
+}
 
-static inline bool is_decode(const struct seq *q) { return q->state == SEQ_DECODE && rows_left(q) <= 1; }
+static inline bool is_decode(const struct seq *q) {
+    return q->state == SEQ_DECODE && rows_left(q) <= 1;
+}
 
 /* ---- queue.c ---- */
 

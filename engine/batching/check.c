@@ -5,7 +5,8 @@
 
 static bool running_check(const struct sched *s, const struct seq *q, struct err *e) {
     unsigned long long id = q->arrival;
-    if (q->index >= s->n_running || s->running[q->index] != q) return BROKEN("sequence %llu: runs, but has no slot", id);
+    if (q->index >= s->n_running || s->running[q->index] != q)
+        return BROKEN("sequence %llu: runs, but has no slot", id);
     if (q->index > 0 && !ranks_before(s->running[q->index - 1], q)) return BROKEN("slot %u: out of order", q->index);
     if (q->kv_seq < 0 || !q->admitted || q->awaits) return BROKEN("sequence %llu: runs, but was not admitted", id);
     if (kv_seq_tokens(s->kv, q->kv_seq) < q->n_computed) return BROKEN("sequence %llu: computed without pages", id);
@@ -37,7 +38,8 @@ bool sched_check(const struct sched *s, struct err *e) {
         if (q->prev != prev || ++n_all > n_max) return BROKEN("the list of sequences is broken");
         if (q->state == SEQ_NONE || q->state > SEQ_DECODE) return BROKEN("a sequence without a state");
         if (q->n_computed > q->n_tokens || q->n_tokens > q->max_tokens_total)
-            return BROKEN("sequence %llu: %u of %u tokens computed", (unsigned long long)q->arrival, q->n_computed, q->n_tokens);
+            return BROKEN("sequence %llu: %u of %u tokens computed", (unsigned long long)q->arrival, q->n_computed,
+                          q->n_tokens);
         if (q->state != SEQ_WAITING) {
             n_running++;
             if (!running_check(s, q, e)) return false;

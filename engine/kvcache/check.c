@@ -26,7 +26,8 @@ static bool entry_check(const struct kv *kv, uint32_t seq, uint32_t k, uint32_t 
     const uint32_t *pages = table_at(kv, seq, k, b);
     if (b < q->first_live[k]) {
         for (uint32_t u = 0; u < kv->o.units[k]; u++)
-            if (pages[u] != KV_PAGE_NONE) return BROKEN("sequence %u kind %u block %u: released, but has a page", seq, k, b);
+            if (pages[u] != KV_PAGE_NONE)
+                return BROKEN("sequence %u kind %u block %u: released, but has a page", seq, k, b);
         return true;
     }
     if (b >= q->n_named) {
@@ -55,7 +56,8 @@ static bool seq_check(const struct kv *kv, uint32_t seq, struct err *e) {
         return BROKEN("sequence %u: a computed block has no name", seq);
     for (uint32_t b = 0; b < q->n_named; b++) {
         uint32_t node = *seq_node_at(kv, seq, b);
-        if (node >= kv->n_nodes || !kv->nodes[node].live) return BROKEN("sequence %u block %u: its node is gone", seq, b);
+        if (node >= kv->n_nodes || !kv->nodes[node].live)
+            return BROKEN("sequence %u block %u: its node is gone", seq, b);
         if (kv->nodes[node].parent != (b > 0 ? *seq_node_at(kv, seq, b - 1) : NONE))
             return BROKEN("sequence %u block %u: the chain of names is broken", seq, b);
         if (kv->nodes[node].salt != q->salt) return BROKEN("sequence %u block %u: shared across salts", seq, b);
@@ -63,8 +65,8 @@ static bool seq_check(const struct kv *kv, uint32_t seq, struct err *e) {
     if (q->n_named > 0) kv->recount.refs[*seq_node_at(kv, seq, q->n_named - 1)]++;
     for (uint32_t k = 0; k < kv->o.n_kinds; k++) {
         if (q->first_live[k] != first_visible(kv, k, q->n_computed))
-            return BROKEN("sequence %u kind %u: live from block %u, the next row sees from %u", seq, k, q->first_live[k],
-                          first_visible(kv, k, q->n_computed));
+            return BROKEN("sequence %u kind %u: live from block %u, the next row sees from %u", seq, k,
+                          q->first_live[k], first_visible(kv, k, q->n_computed));
         for (uint32_t b = 0; b < q->n_blocks; b++)
             if (!entry_check(kv, seq, k, b, e)) return false;
     }
@@ -126,14 +128,16 @@ static bool nodes_check(const struct kv *kv, struct err *e) {
             if (!part_check(kv, i, k, &n_cached, e)) return false;
         }
         n_primary += has_primary;
-        if (n->refs != kv->recount.refs[i]) return BROKEN("node %u: %u references, %u counted", i, n->refs, kv->recount.refs[i]);
+        if (n->refs != kv->recount.refs[i])
+            return BROKEN("node %u: %u references, %u counted", i, n->refs, kv->recount.refs[i]);
         if (!has_part && n->refs == 0) return BROKEN("node %u: nothing needs it", i);
         if (!has_primary && kv->o.window[kv->primary] == 0) return BROKEN("node %u: evicted before its children", i);
         if (!name_check(kv, i, e)) return false;
     }
     for (uint32_t i = kv->unused_node; i != NONE; i = kv->nodes[i].next)
         if (kv->nodes[i].live || ++n_unused > kv->n_nodes) return BROKEN("the list of unused nodes is broken");
-    if (n_live + n_unused != kv->n_nodes) return BROKEN("%u nodes live, %u unused, of %u", n_live, n_unused, kv->n_nodes);
+    if (n_live + n_unused != kv->n_nodes)
+        return BROKEN("%u nodes live, %u unused, of %u", n_live, n_unused, kv->n_nodes);
     if (n_primary != kv->n_primary) return BROKEN("%u named blocks, %u counted", kv->n_primary, n_primary);
     if (n_cached != kv->n_cached) return BROKEN("%u cached pages, %u counted", kv->n_cached, n_cached);
     return true;
@@ -141,7 +145,8 @@ static bool nodes_check(const struct kv *kv, struct err *e) {
 
 static bool lists_check(const struct kv *kv, struct err *e) {
     uint32_t n_pages = 0, prev = NONE, n_free = 0;
-    for (uint32_t i = kv->lru_first; i != NONE; prev = i, i = kv->nodes[i / KV_KINDS_MAX].parts[i % KV_KINDS_MAX].lru_next) {
+    for (uint32_t i = kv->lru_first; i != NONE;
+         prev = i, i = kv->nodes[i / KV_KINDS_MAX].parts[i % KV_KINDS_MAX].lru_next) {
         const struct node *n = &kv->nodes[i / KV_KINDS_MAX];
         const struct part *p = &n->parts[i % KV_KINDS_MAX];
         n_pages += kv->o.units[i % KV_KINDS_MAX];

@@ -53,17 +53,17 @@ struct kv {
     uint32_t n_nodes;     /* capacity */
     uint32_t bucket_mask;
 
-    uint32_t *page_next;  /* [n_pages]: the free stack, or the pages of one part */
+    uint32_t *page_next; /* [n_pages]: the free stack, or the pages of one part */
     uint32_t free_page, n_free;
 
-    struct node *nodes;   /* [n_nodes] */
+    struct node *nodes; /* [n_nodes] */
     uint32_t unused_node;
-    uint32_t *buckets;    /* [bucket_mask + 1] */
+    uint32_t *buckets;            /* [bucket_mask + 1] */
     uint32_t lru_first, lru_last; /* entries node * KV_KINDS_MAX + kind; first: least recently used */
     uint32_t n_cached;            /* pages in the LRU list */
     uint32_t n_primary;           /* nodes that hold the primary part */
 
-    struct kv_seq *seqs;  /* [max_seqs] */
+    struct kv_seq *seqs; /* [max_seqs] */
     uint32_t unused_seq;
     uint32_t *tables[KV_KINDS_MAX]; /* [max_seqs][max_blocks_per_seq][units] */
     uint32_t *seq_nodes;            /* [max_seqs][max_blocks_per_seq], the first n_named are set */

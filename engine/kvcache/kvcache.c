@@ -23,7 +23,8 @@ static bool options_check(const struct kv_options *o, struct err *e) {
     uint32_t sum = 0;
     for (uint32_t k = 0; k < o->n_kinds; k++) {
         if (o->units[k] < 1 || o->units[k] > KV_UNITS_MAX)
-            return err_set(e, ERR_LOAD, "KV cache: %u pages per block; 1 to %d are possible", o->units[k], KV_UNITS_MAX);
+            return err_set(e, ERR_LOAD, "KV cache: %u pages per block; 1 to %d are possible", o->units[k],
+                           KV_UNITS_MAX);
         sum += o->units[k];
     }
     if (o->n_pages < sum || o->n_pages > KV_PAGES_MAX)
@@ -79,7 +80,8 @@ struct kv *kv_open(const struct kv_options *o, struct err *e) {
         kv->o = *o;
         kv->primary = primary_of(o);
         kv->n_nodes = nodes_of(o, kv->primary);
-        for (kv->bucket_mask = 1; kv->bucket_mask < kv->n_nodes; kv->bucket_mask = kv->bucket_mask * 2 + 1) {}
+        for (kv->bucket_mask = 1; kv->bucket_mask < kv->n_nodes; kv->bucket_mask = kv->bucket_mask * 2 + 1) {
+        }
         for (uint32_t k = 0; k < o->n_kinds; k++) kv->block_pages += o->units[k];
     }
     if (!kv || !arrays_alloc(kv)) {
@@ -140,15 +142,29 @@ void seq_block_release(struct kv *kv, int seq, uint32_t kind, uint32_t block) {
     }
 }
 
-uint32_t kv_pages_available(const struct kv *kv) { return kv->n_free + kv->n_cached; }
+uint32_t kv_pages_available(const struct kv *kv) {
+    return kv->n_free + kv->n_cached;
+}
 
-uint32_t kv_tokens_max(const struct kv *kv) { return kv->o.max_blocks_per_seq * KV_BLOCK_TOKENS; }
+uint32_t kv_tokens_max(const struct kv *kv) {
+    return kv->o.max_blocks_per_seq * KV_BLOCK_TOKENS;
+}
 
-bool kv_prefix_enabled(const struct kv *kv) { return kv->o.prefix_cache; }
+bool kv_prefix_enabled(const struct kv *kv) {
+    return kv->o.prefix_cache;
+}
 
-uint32_t kv_block_pages(const struct kv *kv) { return kv->block_pages; }
+uint32_t kv_seqs_max(const struct kv *kv) {
+    return kv->o.max_seqs;
+}
 
-uint64_t kv_epoch(const struct kv *kv) { return kv->epoch; }
+uint32_t kv_block_pages(const struct kv *kv) {
+    return kv->block_pages;
+}
+
+uint64_t kv_epoch(const struct kv *kv) {
+    return kv->epoch;
+}
 
 uint64_t kv_pages_needed(const struct kv *kv, int seq, uint32_t n_tokens) {
     uint32_t have = seq_get(kv, seq)->n_blocks, want = blocks_of(n_tokens);
@@ -178,7 +194,9 @@ uint32_t kv_seq_pages(const struct kv *kv, int seq) {
     return n_pages;
 }
 
-uint32_t kv_seq_tokens(const struct kv *kv, int seq) { return seq_get(kv, seq)->n_blocks * KV_BLOCK_TOKENS; }
+uint32_t kv_seq_tokens(const struct kv *kv, int seq) {
+    return seq_get(kv, seq)->n_blocks * KV_BLOCK_TOKENS;
+}
 
 bool kv_can_grow(const struct kv *kv, int seq, uint32_t n_tokens) {
     return blocks_of(n_tokens) <= kv->o.max_blocks_per_seq &&

@@ -41,7 +41,7 @@ struct kv_options {
     uint32_t units[KV_KINDS_MAX];  /* pages per block of this kind */
     uint32_t window[KV_KINDS_MAX]; /* positions a layer of this kind sees, its own included; 0: all */
     bool prefix_cache;
-    uint64_t hash_key[2];          /* random per deployment: hashes cannot be forged from outside */
+    uint64_t hash_key[2]; /* random per deployment: hashes cannot be forged from outside */
     struct kv_hash (*hash)(const uint64_t key[2], const void *data, size_t n_bytes); /* NULL: XXH3-128 */
     uint32_t max_seqs, max_blocks_per_seq; /* sizes of the block tables, allocated once */
 };
@@ -59,7 +59,8 @@ bool kv_prefix_enabled(const struct kv *kv);
 /* Longest usable cached prefix of tokens[0..n), in tokens: a multiple of KV_BLOCK_TOKENS, at most n - 1.
  * *pages_pinned (may be NULL): how many of its pages have no user now, so that taking it makes them unavailable. */
 uint32_t kv_prefix_find(const struct kv *kv, uint64_t salt, const int32_t *tokens, uint32_t n, uint32_t *pages_pinned);
-/* Finds and takes it: the sequence now holds those blocks. Only on a sequence that holds nothing yet. Returns tokens. */
+/* Finds and takes it: the sequence now holds those blocks. Only on a sequence that holds nothing yet. Returns tokens.
+ */
 uint32_t kv_prefix_take(struct kv *kv, int seq, const int32_t *tokens, uint32_t n);
 
 /* Pages that can be had now: free ones and cached ones. */
@@ -72,7 +73,8 @@ uint64_t kv_pages_span(const struct kv *kv, uint32_t from, uint32_t n_tokens, ui
 uint32_t kv_seq_pages(const struct kv *kv, int seq);  /* pages in its tables, shared ones included */
 uint32_t kv_seq_tokens(const struct kv *kv, int seq); /* positions that have room: a multiple of KV_BLOCK_TOKENS */
 uint32_t kv_tokens_max(const struct kv *kv);          /* positions that a block table has room for */
-uint32_t kv_block_pages(const struct kv *kv);         /* pages that one more block takes, all kinds together */
+uint32_t kv_seqs_max(const struct kv *kv);
+uint32_t kv_block_pages(const struct kv *kv); /* pages that one more block takes, all kinds together */
 
 bool kv_can_grow(const struct kv *kv, int seq, uint32_t n_tokens);
 /* The largest n <= n_tokens to which the sequence can grow now (at least what it has room for, or n_tokens). */

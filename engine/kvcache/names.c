@@ -52,7 +52,8 @@ uint32_t names_find(const struct kv *kv, uint32_t parent, uint64_t salt, const i
 
 uint32_t names_add(struct kv *kv, uint32_t parent, uint64_t salt, const int32_t *tokens, struct kv_hash hash) {
     /* Names without parts can fill the index when only a window kind exists; eviction ends their descendants. */
-    while (kv->unused_node == NONE && pool_evict(kv)) {}
+    while (kv->unused_node == NONE && pool_evict(kv)) {
+    }
     uint32_t id = kv->unused_node;
     if (id == NONE) return NONE;
     struct node *n = &kv->nodes[id];
@@ -66,7 +67,9 @@ uint32_t names_add(struct kv *kv, uint32_t parent, uint64_t salt, const int32_t 
     return id;
 }
 
-void names_ref(struct kv *kv, uint32_t node) { kv->nodes[node].refs++; }
+void names_ref(struct kv *kv, uint32_t node) {
+    kv->nodes[node].refs++;
+}
 
 static void names_remove(struct kv *kv, uint32_t id) {
     struct node *n = &kv->nodes[id];

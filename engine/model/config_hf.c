@@ -93,24 +93,29 @@ static bool opt_string(const struct source *s, const json_t *o, const char *key,
 
 /* ---- Fields ---- */
 
+/* Where config.json is silent: the class's default, or what follows from other fields. Those come first in `order`. */
+static int64_t field_default(const struct source *s, const struct model_config *c, enum field field) {
+    int64_t value = s->family->hf_default[field];
+    bool null = json_is_null(json_object_get(s->config, config_fields[field].hf)); /* written out: asks for the derived one */
+    if (field == FIELD_KV_HEADS && (value == 0 || null)) return c->n_heads;
+    if (field == FIELD_HEAD_DIM && (value == 0 || null)) return c->dim % c->n_heads == 0 ? c->dim / c->n_heads : -1;
+    return value;
+}
+
 static bool read_fields(const struct source *s, struct model_config *c) {
+    static const enum field order[FIELDS] = {FIELD_LAYERS, FIELD_DIM,     FIELD_HEADS,    FIELD_FF,
+                                             FIELD_VOCAB,  FIELD_CONTEXT, FIELD_KV_HEADS, FIELD_HEAD_DIM};
     const char *names[FIELDS];
-    static const enum field order[FIELDS] = {FIELD_LAYERS, FIELD_DIM, FIELD_HEADS, FIELD_FF,
-                                             FIELD_VOCAB, FIELD_CONTEXT, FIELD_KV_HEADS, FIELD_HEAD_DIM};
     for (size_t i = 0; i < FIELDS; i++) names[i] = config_fields[i].hf;
     for (size_t i = 0; i < FIELDS; i++) {
         enum field field = order[i];
-        const json_t *given = json_object_get(s->config, names[field]);
-        int64_t value = s->family->hf_default[field];
-        /* Derived where the class has no default, and where null is written instead of leaving the member out. */
-        if (field == FIELD_KV_HEADS && (value == 0 || json_is_null(given))) value = c->n_heads;
-        if (field == FIELD_HEAD_DIM && (value == 0 || json_is_null(given))) value = c->dim / c->n_heads;
+        int64_t value = field_default(s, c, field);
         if (!opt_integer(s, s->config, names[field], &value)) return false;
+        if (value == -1 && !member(s->config, names[field])) {
+            return err_set_param(s->e, ERR_LOAD, "num_attention_heads",
+                                 "config.json: 'num_attention_heads' does not divide 'hidden_size', and 'head_dim' is missing");
+        }
         if (!config_set_field(c, field, value, names[field], s->e)) return false;
-    }
-    if (!member(s->config, "head_dim") && s->family->hf_default[FIELD_HEAD_DIM] == 0 && c->dim % c->n_heads != 0) {
-        return err_set_param(s->e, ERR_LOAD, "num_attention_heads",
-                             "config.json: 'num_attention_heads' does not divide 'hidden_size', and 'head_dim' is missing");
     }
     return config_check_fields(c, names, s->e);
 }

@@ -50,7 +50,7 @@ static bool may_fit(struct encoder *c, size_t n_bytes) {
 
 static bool encode_plain(struct encoder *c, const char *text, size_t n) {
     if (!may_fit(c, n)) return false;
-    if (c->t->kind == TOKENIZER_SPM) return spm_encode_run(c, text, n);
+    if (c->t->kind == TOKENIZER_SPM) return spm_encode_text(c, text, n);
     if (c->t->pattern) return pattern_encode(c, c->t->pattern, text, n);
     for (size_t at = 0; at < n;) {
         size_t end = pretoken_end(c->t->pre, text, n, at);

@@ -1,13 +1,13 @@
 /* merge.c - the merge loop that both tokenizers share: always the neighbour pair of lowest priority, leftmost first.
  *
- * Design: symbols are a doubly linked list in an array; candidates wait in a binary heap. A candidate is not taken
+ * Design: symbols are a doubly linked list in an array; candidates wait in a 4-ary heap. A candidate is not taken
  * out when one of its symbols changes: symbols only grow, so one whose total length no longer fits is stale and is
  * dropped when it comes up. Each of at most n - 1 merges adds at most two candidates: O(n log n), no recursion.
  * Memory is the encoder's and is reused from word to word.
  *
  * Invariants
  *  1. Live symbols (n_bytes > 0) linked by `next` cover the text in order without gaps.
- *  2. heap[i].key <= heap[2i+1].key, heap[2i+2].key; keys are unique per live pair, so the order is total.
+ *  2. A node's key is not above its children's; keys are unique per live pair, so the order is total.
  */
 #include "engine/text/text_int.h"
 
@@ -15,13 +15,15 @@
 
 bool encoder_reserve_symbols(struct encoder *c, size_t n) {
     if (n <= c->n_symbols_alloc) return true;
-    size_t n_alloc = size_max(n, 64);
+    size_t n_alloc = size_max(n, size_max(2 * c->n_symbols_alloc, 64));
     struct symbol *symbols = realloc(c->symbols, n_alloc * sizeof *symbols);
     if (!symbols) return encoder_no_memory(c);
     c->symbols = symbols;
     c->n_symbols_alloc = n_alloc;
     return true;
 }
+
+enum { HEAP_WIDTH = 4 }; /* children of a node: four candidates are a cache line */
 
 static bool heap_push(struct encoder *c, struct candidate item) {
     if (c->n_heap == c->n_heap_alloc) {
@@ -32,9 +34,8 @@ static bool heap_push(struct encoder *c, struct candidate item) {
         c->n_heap_alloc = n_alloc;
     }
     size_t at = c->n_heap++;
-    while (at > 0 && c->heap[(at - 1) / 2].key > item.key) {
-        c->heap[at] = c->heap[(at - 1) / 2];
-        at = (at - 1) / 2;
+    for (size_t parent; at > 0 && c->heap[parent = (at - 1) / HEAP_WIDTH].key > item.key; at = parent) {
+        c->heap[at] = c->heap[parent];
         text_work++;
     }
     c->heap[at] = item;
@@ -44,8 +45,11 @@ static bool heap_push(struct encoder *c, struct candidate item) {
 static struct candidate heap_pop(struct encoder *c) {
     struct candidate top = c->heap[0], last = c->heap[--c->n_heap];
     size_t at = 0, n = c->n_heap;
-    for (size_t child; (child = 2 * at + 1) < n; at = child) {
-        if (child + 1 < n && c->heap[child + 1].key < c->heap[child].key) child++;
+    for (size_t child; (child = HEAP_WIDTH * at + 1) < n; at = child) {
+        size_t end = size_min(child + HEAP_WIDTH, n);
+        for (size_t other = child + 1; other < end; other++) {
+            if (c->heap[other].key < c->heap[child].key) child = other;
+        }
         if (c->heap[child].key >= last.key) break;
         c->heap[at] = c->heap[child];
         text_work++;

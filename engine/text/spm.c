@@ -4,8 +4,10 @@
  * end becomes its bytes, or (without byte fallback) one unknown token for the whole stretch. Pieces marked unused
  * are left out altogether. Spaces are spaces here (see vocab.c).
  *
- * Invariant: where no piece has a space after another character (cut_at_spaces, true for Gemma and Llama 2), no
- * merge can cross from a word into the space after it, so each run of spaces with its word is merged on its own.
+ * Design: no merge can cross between two bytes that no piece has side by side. Text is cut there and each run merged
+ * on its own: for most vocabularies that is before nearly every word, and small heaps stay in the cache.
+ *
+ * Invariant: a cut is between characters, and the tokens are those of the uncut text.
  */
 #include "engine/text/text_int.h"
 
@@ -60,15 +62,22 @@ static bool merge_run(struct encoder *c, const char *text, size_t n, bool *was_u
     return true;
 }
 
-bool spm_encode_run(struct encoder *c, const char *text, size_t n) {
-    bool was_unknown = false;
-    size_t from = 0;
-    if (c->t->cut_at_spaces) {
-        for (size_t at = 1; at < n; at++) {
-            if (text[at] != ' ' || text[at - 1] == ' ') continue;
-            if (!merge_run(c, text + from, at - from, &was_unknown)) return false;
-            from = at;
-        }
+/* End of the run from `at` that merges cannot leave. */
+static size_t run_end(const struct tokenizer *t, const char *text, size_t n, size_t at) {
+    for (at++; at < n; at++) {
+        uint8_t a = (uint8_t)text[at - 1], b = (uint8_t)text[at];
+        bool starts_char = (b & 0xc0) != 0x80;
+        if (starts_char && !(t->pairs[a][b / 8] >> b % 8 & 1)) break;
     }
-    return merge_run(c, text + from, n - from, &was_unknown);
+    return at;
+}
+
+bool spm_encode_text(struct encoder *c, const char *text, size_t n) {
+    bool was_unknown = false;
+    for (size_t at = 0; at < n;) {
+        size_t end = run_end(c->t, text, n, at);
+        if (!merge_run(c, text + at, end - at, &was_unknown)) return false;
+        at = end;
+    }
+    return true;
 }

@@ -89,7 +89,7 @@ struct tokenizer {
     uint32_t n_eog;
     bool add_bos, add_eos, add_space_prefix, byte_fallback, ignore_merges, normalize_nfc;
     bool has_all_bytes; /* every byte has a token: nothing is unknown */
-    bool cut_at_spaces; /* SPM: no piece has a space after another character, so words merge on their own */
+    uint8_t pairs[256][32]; /* SPM: bit (a, b): some piece has byte b right after byte a */
 };
 
 /* tokenizer_open with the flags that only tokenizer.json has; added: [n_vocab] or NULL. */
@@ -146,7 +146,7 @@ bool encoder_emit(struct encoder *c, int32_t id);
 bool encoder_no_memory(struct encoder *c);
 
 /* Merges text[0..n) and emits it. SPM: valid UTF-8, spaces as they are. BPE: one pre-token. */
-bool spm_encode_run(struct encoder *c, const char *text, size_t n);
+bool spm_encode_text(struct encoder *c, const char *text, size_t n);
 bool bpe_encode_word(struct encoder *c, const char *text, size_t n);
 
 /* The merge loop over c->symbols[0..n): calls `find` for each new neighbour pair. */

@@ -69,24 +69,42 @@ int32_t vocab_find(const struct tokenizer *t, enum text_space space, const char 
     return t->index[index_probe(t, space, s, n, hash_bytes(s, n, space))].id;
 }
 
+/* Hash of a token that belongs into the index; false for one that does not. */
+static bool token_hash(const struct tokenizer *t, uint32_t id, uint32_t *hash) {
+    const struct token *k = &t->tokens[id];
+    if (k->kind == TOKEN_BYTE || k->unreachable || k->n_bytes == 0) return false;
+    *hash = hash_bytes(t->arena + k->offset, k->n_bytes, space_of(t, k->kind));
+    return true;
+}
+
+/* The table is larger than the near caches, so a token's slot is fetched well before the token's turn. */
+static bool index_fill(struct tokenizer *t, struct err *e) {
+    enum { AHEAD = 16 };
+    uint32_t hashes[AHEAD];
+    bool in_index[AHEAD];
+    for (uint32_t next = 0; next < t->n_vocab + AHEAD; next++) {
+        uint32_t lane = next % AHEAD, id = next - AHEAD;
+        if (next >= AHEAD && in_index[lane]) {
+            const struct token *k = &t->tokens[id];
+            const char *s = t->arena + k->offset;
+            struct index_slot *slot = &t->index[index_probe(t, space_of(t, k->kind), s, k->n_bytes, hashes[lane])];
+            if (slot->id >= 0) return err_set(e, ERR_LOAD, "Tokenizer: tokens %d and %u are the same.", slot->id, id);
+            *slot = (struct index_slot){hashes[lane], (int32_t)id};
+        }
+        in_index[lane] = next < t->n_vocab && token_hash(t, next, &hashes[lane]);
+        if (in_index[lane]) __builtin_prefetch(&t->index[hashes[lane] & t->index_mask], 1);
+    }
+    return true;
+}
+
 static bool index_build(struct tokenizer *t, struct err *e) {
     uint32_t n_slots = 16;
     while (n_slots < 2 * t->n_vocab) n_slots *= 2;
     t->index = malloc(n_slots * sizeof *t->index);
     if (!t->index) return err_set(e, ERR_LOAD, "No memory for the tokenizer's index.");
     t->index_mask = n_slots - 1;
-    for (uint32_t i = 0; i < n_slots; i++) t->index[i].id = -1;
-    for (uint32_t id = 0; id < t->n_vocab; id++) {
-        const struct token *k = &t->tokens[id];
-        if (k->kind == TOKEN_BYTE || k->unreachable || k->n_bytes == 0) continue;
-        enum text_space space = space_of(t, k->kind);
-        const char *s = t->arena + k->offset;
-        uint32_t hash = hash_bytes(s, k->n_bytes, space);
-        struct index_slot *slot = &t->index[index_probe(t, space, s, k->n_bytes, hash)];
-        if (slot->id >= 0) return err_set(e, ERR_LOAD, "Tokenizer: tokens %d and %u are the same.", slot->id, id);
-        *slot = (struct index_slot){hash, (int32_t)id};
-    }
-    return true;
+    memset(t->index, 0xff, n_slots * sizeof *t->index); /* id -1: empty */
+    return index_fill(t, e);
 }
 
 /* ---- copying the spec ---- */
@@ -104,13 +122,16 @@ int byte_token_value(const char *s, size_t n) {
 
 uint32_t copy_spaced(const char *s, size_t n, char *out) {
     uint32_t n_out = 0;
-    for (size_t i = 0; i < n;) {
-        if (n - i >= 3 && memcmp(s + i, "\xe2\x96\x81", 3) == 0) {
-            out[n_out++] = ' ';
-            i += 3;
-        } else {
-            out[n_out++] = s[i++];
-        }
+    for (const char *end = s + n; s < end;) {
+        const char *lead = memchr(s, 0xe2, (size_t)(end - s));
+        size_t n_same = (size_t)((lead ? lead : end) - s);
+        memcpy(out + n_out, s, n_same);
+        n_out += (uint32_t)n_same;
+        s += n_same;
+        if (s == end) break;
+        bool is_space = end - s >= 3 && memcmp(s, "\xe2\x96\x81", 3) == 0;
+        out[n_out++] = is_space ? ' ' : *s;
+        s += is_space ? 3 : 1;
     }
     return n_out;
 }
@@ -178,13 +199,12 @@ static bool copy_vocab(struct tokenizer *t, const struct tokenizer_spec *spec, s
 
 /* What merging needs to know about all pieces at once. */
 static void measure_pieces(struct tokenizer *t) {
-    t->cut_at_spaces = true;
     for (uint32_t id = 0; id < t->n_vocab; id++) {
         const struct token *k = &t->tokens[id];
         if (k->unreachable || space_of(t, k->kind) != SPACE_PIECES) continue;
-        const char *s = t->arena + k->offset;
+        const uint8_t *s = (const uint8_t *)t->arena + k->offset;
         if (k->n_bytes > t->piece_bytes_max) t->piece_bytes_max = k->n_bytes;
-        for (uint32_t i = 1; i < k->n_bytes; i++) t->cut_at_spaces &= s[i] != ' ' || s[i - 1] == ' ';
+        for (uint32_t i = 1; t->kind == TOKENIZER_SPM && i < k->n_bytes; i++) t->pairs[s[i - 1]][s[i] / 8] |= (uint8_t)(1 << s[i] % 8);
     }
 }
 

@@ -15,10 +15,12 @@
 #include <string.h>
 #include <unistd.h>
 
+enum { HANG_S = 60 }; /* a seed takes milliseconds */
+
 static volatile uint64_t current_seed;
 
-static void on_abort(int signal_number) {
-    (void)signal_number;
+/* A crash or a hang: the seed, then the signal's own way. */
+static void on_death(int signal_number) {
     char text[64] = "replay with: --seed ";
     size_t n = strlen(text), end = n;
     for (uint64_t s = current_seed; s >= 10; s /= 10) end++;
@@ -26,13 +28,17 @@ static void on_abort(int signal_number) {
     uint64_t s = current_seed;
     for (size_t i = end + 1; i-- > n; s /= 10) text[i] = (char)('0' + s % 10);
     if (write(STDERR_FILENO, text, end + 2) < 0) _exit(2);
+    signal(signal_number, SIG_DFL);
+    raise(signal_number);
 }
 
 static bool ranks_before(const struct seq *a, const struct seq *b) {
     return a->priority != b->priority ? a->priority < b->priority : a->arrival < b->arrival;
 }
 
-static bool runs(const struct seq *q) { return q->state == SEQ_PREFILL || q->state == SEQ_DECODE; }
+static bool runs(const struct seq *q) {
+    return q->state == SEQ_PREFILL || q->state == SEQ_DECODE;
+}
 
 /* The most pages that this request ever holds at once when it computes one token a step, block by block. */
 static uint32_t pages_alone(const struct world *w, const struct job *j) {
@@ -64,8 +70,8 @@ static void job_submit(struct world *w, struct job *j) {
     j->seq.leader = j->leader >= 0 ? &w->jobs[j->leader].seq : NULL;
     struct err e = {.code = ERR_NONE};
     bool added = sched_add(w->sched, &j->seq, &e);
-    CHECK(w, added == (expected == ERR_NONE) && e.code == expected, "submission: %s, expected %s", err_info(e.code)->name,
-          err_info(expected)->name);
+    CHECK(w, added == (expected == ERR_NONE) && e.code == expected, "submission: %s, expected %s",
+          err_info(e.code)->name, err_info(expected)->name);
     j->seq.leader = NULL;
     if (added)
         j->state = JOB_LIVE;
@@ -76,6 +82,7 @@ static void job_submit(struct world *w, struct job *j) {
 static void job_end(struct world *w, struct job *j, enum job_state state) {
     sched_remove(w->sched, &j->seq);
     CHECK(w, j->seq.state == SEQ_NONE, "removed, but still in the scheduler");
+    CHECK(w, j->seq.n_cached == 0 || !j->seq.no_prefix_read, "took a prefix that it must compute");
     j->state = state;
     w->n_preempted += j->seq.n_preempted;
     w->n_cached_tokens += j->seq.n_cached;
@@ -96,7 +103,8 @@ static struct job *best_job(struct world *w, bool running_only) {
     struct job *best = NULL;
     for (uint32_t i = 0; i < w->n_jobs; i++) {
         struct job *j = &w->jobs[i];
-        if (j->state == JOB_LIVE && (!running_only || runs(&j->seq)) && (!best || ranks_before(&j->seq, &best->seq))) best = j;
+        if (j->state == JOB_LIVE && (!running_only || runs(&j->seq)) && (!best || ranks_before(&j->seq, &best->seq)))
+            best = j;
     }
     return best;
 }
@@ -133,8 +141,8 @@ static void tokens_append(struct world *w, const struct step_seq *e, int32_t tok
         job_end(w, j, JOB_DONE);
         return;
     }
-    CHECK(w, q->n_tokens < j->n_expected && token == j->expected[q->n_tokens], "token %u of a request differs from that alone",
-          q->n_tokens);
+    CHECK(w, q->n_tokens < j->n_expected && token == j->expected[q->n_tokens],
+          "token %u of a request differs from that alone", q->n_tokens);
     j->tokens[q->n_tokens++] = token;
     if (q->n_tokens == j->n_expected) job_end(w, j, JOB_DONE);
 }
@@ -144,10 +152,11 @@ static void plan_print(const struct world *w, const struct step_plan *plan) {
     struct kv_stats k;
     sched_stats_get(w->sched, &s);
     kv_stats_get(w->kv, &k);
-    printf("step %u: %u wait, %u run, pages %u free %u cached %u used, %u preempted:", w->step, s.n_waiting, s.n_running,
-           k.pages_free, k.pages_cached, k.pages_used, plan->n_preempted);
+    printf("step %u: %u wait, %u run, pages %u free %u cached %u used, %u preempted:", w->step, s.n_waiting,
+           s.n_running, k.pages_free, k.pages_cached, k.pages_used, plan->n_preempted);
     for (uint32_t i = 0; i < plan->n_seqs; i++)
-        printf(" %d:%u+%u", (int)((struct job *)plan->seqs[i].seq->user - w->jobs), plan->seqs[i].pos0, plan->seqs[i].n_rows);
+        printf(" %d:%u+%u", (int)((struct job *)plan->seqs[i].seq->user - w->jobs), plan->seqs[i].pos0,
+               plan->seqs[i].n_rows);
     printf("\n");
 }
 
@@ -211,8 +220,10 @@ static void world_run(struct world *w) {
     for (uint32_t i = 0; i < w->n_jobs; i++) {
         const struct job *j = &w->jobs[i];
         if (j->state != JOB_DONE) continue;
-        CHECK(w, j->seq.n_tokens == j->n_expected, "job %u: %u tokens instead of %u", i, j->seq.n_tokens, j->n_expected);
-        CHECK(w, memcmp(j->tokens, j->expected, j->n_expected * sizeof *j->tokens) == 0, "job %u: other tokens than alone", i);
+        CHECK(w, j->seq.n_tokens == j->n_expected, "job %u: %u tokens instead of %u", i, j->seq.n_tokens,
+              j->n_expected);
+        CHECK(w, memcmp(j->tokens, j->expected, j->n_expected * sizeof *j->tokens) == 0,
+              "job %u: other tokens than alone", i);
     }
 }
 
@@ -235,11 +246,14 @@ int main(int argc, char **argv) {
             return 2;
         }
     }
-    signal(SIGABRT, on_abort);
+    signal(SIGABRT, on_death);
+    signal(SIGSEGV, on_death);
+    signal(SIGALRM, on_death);
     static struct world w;
     uint64_t n_steps = 0, n_jobs = 0, n_cancelled = 0, n_refused = 0, n_preempted = 0, n_cached = 0, n_computed = 0;
     for (uint64_t seed = first; seed < first + n_seeds; seed++) {
         current_seed = seed;
+        alarm(HANG_S);
         world_init(&w, seed);
         w.verbose = verbose;
         world_run(&w);

@@ -48,10 +48,11 @@ static void rows_read(const struct world *w, const struct step_seq *e) {
                 const struct cell *c = cell_at(w, j, k, u, pos);
                 CHECK(w, c->salt == j->seq.salt, "kind %u position %u of job %d: from another salt", k, pos,
                       (int)(j - w->jobs));
-                CHECK(w, c->pos == pos && c->kind == k && c->unit == u && c->token == j->expected[pos] &&
-                             c->history == j->history[pos],
-                      "kind %u unit %u position %u of job %d: reads what belongs to kind %u unit %u position %u", k, u, pos,
-                      (int)(j - w->jobs), c->kind, c->unit, c->pos);
+                CHECK(w,
+                      c->pos == pos && c->kind == k && c->unit == u && c->token == j->expected[pos] &&
+                          c->history == j->history[pos],
+                      "kind %u unit %u position %u of job %d: reads what belongs to kind %u unit %u position %u", k, u,
+                      pos, (int)(j - w->jobs), c->kind, c->unit, c->pos);
             }
     }
 }
@@ -75,7 +76,8 @@ void model_forward(struct world *w, const struct step_plan *plan) {
         entry_check(w, plan, i);
         n_tokens += plan->seqs[i].n_rows;
     }
-    CHECK(w, n_tokens == plan->n_tokens && n_tokens <= w->sched_options.max_batch_tokens, "a plan with %u tokens", n_tokens);
+    CHECK(w, n_tokens == plan->n_tokens && n_tokens <= w->sched_options.max_batch_tokens, "a plan with %u tokens",
+          n_tokens);
     page_users_count(w);
     for (uint32_t i = 0; i < plan->n_seqs; i++) rows_write(w, &plan->seqs[i]);
     for (uint32_t i = 0; i < plan->n_seqs; i++) rows_read(w, &plan->seqs[i]);

@@ -13,9 +13,13 @@ uint64_t rng_next(struct rng *r) {
     return z ^ (z >> 31);
 }
 
-uint32_t rng_range(struct rng *r, uint32_t lo, uint32_t hi) { return lo + (uint32_t)(rng_next(r) % (hi - lo + 1)); }
+uint32_t rng_range(struct rng *r, uint32_t lo, uint32_t hi) {
+    return lo + (uint32_t)(rng_next(r) % (hi - lo + 1));
+}
 
-bool rng_chance(struct rng *r, uint32_t percent) { return rng_next(r) % 100 < percent; }
+bool rng_chance(struct rng *r, uint32_t percent) {
+    return rng_next(r) % 100 < percent;
+}
 
 uint64_t mix(uint64_t a, uint64_t b) {
     struct rng r = {a * 0x9e3779b97f4a7c15u ^ b};
@@ -34,7 +38,9 @@ void fail(const struct world *w, const char *fmt, ...) {
     exit(1);
 }
 
-int32_t oracle_token(uint64_t history) { return (int32_t)(mix(history, 7) % 37); }
+int32_t oracle_token(uint64_t history) {
+    return (int32_t)(mix(history, 7) % 127);
+}
 
 /* Hash functions with few values: names must be right whatever the hash does. */
 static struct kv_hash hash_4_bits(const uint64_t key[2], const void *data, size_t n_bytes) {
@@ -82,7 +88,7 @@ static void sched_options_draw(struct world *w) {
 /* Fills the prompt: the start of a base that others share, then tokens of its own. */
 static void prompt_draw(struct world *w, struct job *j, int32_t bases[BASES_MAX][PROMPT_MAX], uint32_t n_vocab) {
     struct rng *r = &w->rng;
-    uint32_t n = rng_chance(r, 30) ? rng_range(r, 1, 40) : rng_range(r, 1, PROMPT_MAX);
+    uint32_t n = rng_range(r, 1, rng_chance(r, 30) ? 40 : w->prompt_max);
     uint32_t n_base = rng_chance(r, 25) ? 0 : rng_chance(r, 30) ? n : rng_range(r, 0, n);
     const int32_t *base = bases[rng_range(r, 0, BASES_MAX - 1)];
     for (uint32_t i = 0; i < n; i++) j->expected[i] = i < n_base ? base[i] : (int32_t)rng_range(r, 0, n_vocab - 1);
@@ -141,6 +147,7 @@ static void jobs_draw(struct world *w) {
             bases[b][i] = b > 0 && i < 96 ? bases[0][i] : (int32_t)rng_range(r, 0, n_vocab - 1);
     /* Small budgets make many steps. */
     w->n_jobs = rng_range(r, 1, w->sched_options.max_batch_tokens < 8 ? 8 : JOBS_MAX);
+    w->prompt_max = rng_chance(r, 35) ? 40 : PROMPT_MAX;
     uint32_t gap = rng_chance(r, 50) ? 0 : rng_range(r, 1, 30), now = 0;
     for (uint32_t i = 0; i < w->n_jobs; i++) {
         job_draw(w, i, bases, n_vocab);

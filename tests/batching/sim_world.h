@@ -11,7 +11,7 @@
 
 #include "engine/batching/batching.h"
 
-enum { JOBS_MAX = 48, BASES_MAX = 4, PROMPT_MAX = 220, OUTPUT_MAX = 90, LEN_MAX = PROMPT_MAX + OUTPUT_MAX };
+enum { JOBS_MAX = 48, BASES_MAX = 4, PROMPT_MAX = 220, OUTPUT_MAX = 130, LEN_MAX = PROMPT_MAX + OUTPUT_MAX };
 
 struct rng {
     uint64_t state;
@@ -26,14 +26,14 @@ enum job_state { JOB_FUTURE, JOB_LIVE, JOB_DONE, JOB_CANCELLED, JOB_REFUSED };
 struct job {
     struct seq seq;
     enum job_state state;
-    uint32_t arrives, cancels;       /* steps; cancels UINT32_MAX: never */
-    int leader;                      /* job index or -1 */
-    bool retries;                    /* comes again after QUEUE_FULL */
-    int32_t tokens[LEN_MAX];         /* what the scheduler sees */
-    int32_t expected[LEN_MAX];       /* prompt and the output of the request alone */
-    uint64_t history[LEN_MAX];       /* of expected: hash of tokens 0..i */
+    uint32_t arrives, cancels; /* steps; cancels UINT32_MAX: never */
+    int leader;                /* job index or -1 */
+    bool retries;              /* comes again after QUEUE_FULL */
+    int32_t tokens[LEN_MAX];   /* what the scheduler sees */
+    int32_t expected[LEN_MAX]; /* prompt and the output of the request alone */
+    uint64_t history[LEN_MAX]; /* of expected: hash of tokens 0..i */
     uint32_t n_expected;
-    uint32_t n_computed_before;      /* at the last step, for the progress check */
+    uint32_t n_computed_before; /* at the last step, for the progress check */
 };
 
 struct cell {
@@ -50,11 +50,12 @@ struct world {
     struct sched_options sched_options;
     struct kv *kv;
     struct sched *sched;
+    uint32_t prompt_max;     /* short prompts make memory run out while decoding */
     uint32_t cancel_percent; /* of a random live job, per step */
     uint32_t n_jobs;
     struct job jobs[JOBS_MAX];
-    struct cell *cells;      /* [n_pages][KV_BLOCK_TOKENS] */
-    uint32_t *page_users;    /* [n_pages], scratch */
+    struct cell *cells;   /* [n_pages][KV_BLOCK_TOKENS] */
+    uint32_t *page_users; /* [n_pages], scratch */
     uint32_t step;
     uint64_t n_stored, n_removed; /* block events */
     uint64_t n_preempted, n_cached_tokens, n_computed_tokens;

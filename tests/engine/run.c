@@ -72,16 +72,18 @@ uint64_t run_random(uint64_t *state) { /* splitmix64 */
     return z ^ (z >> 31);
 }
 
-void run_make(struct run_request *q, uint32_t n, uint32_t n_vocab, uint64_t seed) {
+void run_make(struct run_request *q, uint32_t n, uint32_t n_vocab, uint32_t len_max, uint64_t seed) {
     for (uint32_t i = 0; i < n; i++) {
-        q[i] = (struct run_request){.n_prompt = 1 + (uint32_t)(run_random(&seed) % (i % 3 ? 40 : 150)),
-                                    .max_tokens = 1 + (uint32_t)(run_random(&seed) % 40),
+        uint32_t shared = i % 3 == 2 ? 64 : 0; /* some share a two-block prefix */
+        uint32_t max_tokens = i % 3 == 1 ? 80 + (uint32_t)(run_random(&seed) % 24) : 1 + (uint32_t)(run_random(&seed) % 40);
+        uint32_t room = len_max - max_tokens - shared;
+        q[i] = (struct run_request){.n_prompt = shared + 1 + (uint32_t)(run_random(&seed) % (i % 3 ? size_min(room, 20) : room)),
+                                    .max_tokens = max_tokens,
                                     .prompt_logprobs = i % 4 == 1,
+                                    .priority = (int)(i % 4 / 2),
                                     .sampling = {.temperature = i % 2 ? 1.0f : 0.0f, .top_p = i % 5 == 3 ? 0.9f : 1.0f,
                                                  .top_k = i % 7 == 5 ? 20 : 0, .repetition_penalty = i % 6 == 1 ? 1.2f : 1.0f,
                                                  .seed = run_random(&seed)}};
-        uint32_t shared = i % 3 == 2 ? 64 : 0; /* some share a two-block prefix */
-        if (q[i].n_prompt <= shared) q[i].n_prompt += shared;
         uint64_t common = 77;
         for (uint32_t t = 0; t < q[i].n_prompt; t++)
             q[i].prompt[t] = (int32_t)(run_random(t < shared ? &common : &seed) % n_vocab);

@@ -34,7 +34,7 @@ void run_all(struct engine *g, const struct run_request *q, struct run_result *o
 struct engine *run_engine(const char *model, struct engine_options o);
 
 uint64_t run_random(uint64_t *state);
-/* n requests of mixed length and sampling, from a seed. */
-void run_make(struct run_request *q, uint32_t n, uint32_t n_vocab, uint64_t seed);
+/* n requests of mixed length (prompt and output together at most len_max > 104) and sampling, from a seed. */
+void run_make(struct run_request *q, uint32_t n, uint32_t n_vocab, uint32_t len_max, uint64_t seed);
 
 #endif

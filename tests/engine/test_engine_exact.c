@@ -14,17 +14,16 @@
 #include <string.h>
 #include <sys/stat.h>
 
-enum { N_REQUESTS = 12 };
+enum { N_REQUESTS = 12, LEN_MAX = 128 /* the shortest context among the models */ };
 
-static const char *const models[] = {
-    "tests/fixtures/models/llama3-f32", "tests/fixtures/models/qwen3-bf16", "tests/fixtures/models/llama-f16-sharded",
-    "tests/fixtures/models/gemma3-f32"};
+static const char *const models[] = {"tests/fixtures/models/llama3_f32", "tests/fixtures/models/qwen3_bf16",
+                                     "tests/fixtures/models/llama_f16", "tests/fixtures/models/gemma3_bf16"};
 
 static struct run_request requests[N_REQUESTS];
 static struct run_result expected[N_REQUESTS], got[N_REQUESTS];
 
 static struct engine_options base(void) {
-    return (struct engine_options){.n_threads = 1, .isa = "auto", .kv_type = DT_F16, .prefix_cache = true, .max_seqs = 16, .max_model_len = 256};
+    return (struct engine_options){.n_threads = 1, .isa = "auto", .kv_type = DT_F16, .prefix_cache = true, .max_seqs = 16, .max_model_len = LEN_MAX};
 }
 
 static void compare(const char *model, const char *what) {
@@ -41,7 +40,7 @@ static void make_reference(const char *model, enum dtype kv_type) {
     struct engine_options o = base();
     o.isa = "scalar", o.prefix_cache = false, o.kv_type = kv_type, o.max_batch_tokens = 1, o.max_seqs = 1;
     struct engine *g = run_engine(model, o);
-    run_make(requests, N_REQUESTS, engine_info(g)->n_vocab, 1234);
+    run_make(requests, N_REQUESTS, engine_info(g)->n_vocab, LEN_MAX, 1234);
     for (uint32_t i = 0; i < N_REQUESTS; i++) {
         run_all(g, &requests[i], &expected[i], 1, NULL);
         assert_int_equal(expected[i].end, FINISH_LENGTH);
@@ -109,7 +108,7 @@ static void every_mix_gives_the_bits_of_the_request_alone(void **state) {
     o.prefix_cache = false;
     run_variant(model, o, "no prefix cache", 99, &st);
     assert_int_equal(st.prefix_hits_tokens, 0);
-    o.kv_memory_bytes = kv_bytes_for(model, 288), o.max_batch_tokens = 64;
+    o.kv_memory_bytes = kv_bytes_for(model, LEN_MAX), o.max_batch_tokens = 24;
     run_variant(model, o, "preemption", 5, &st);
     assert_true(st.preemptions > 0);
     o.prefix_cache = true;

@@ -12,7 +12,7 @@
 #include <time.h>
 #include <unistd.h>
 
-static const char *const model = "tests/fixtures/models/llama3-f32";
+static const char *const model = "tests/fixtures/models/llama3_f32";
 static struct engine *g;
 static int32_t prompt[200];
 

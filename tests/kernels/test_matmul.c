@@ -174,7 +174,6 @@ static void tensor_parallel_case(struct kernels *k, enum dtype t, uint32_t n_col
     for (uint32_t n = degree; n > 1; n /= 2) {
         for (uint32_t i = 0; i < n / 2; i++) {
             for (uint32_t j = 0; j < N * ROWS; j++) part[i][j] = part[2 * i][j] + part[2 * i + 1][j];
-            if (i) continue;
         }
     }
     assert_same_bits(part[0], y, N * ROWS, dtype_name(t));
@@ -271,7 +270,8 @@ static float act_f32(const struct act *a, uint32_t t, uint32_t i) {
 
 static double activation_exact(enum activation f, double x) {
     if (f == ACTIVATION_SILU) return x / (1 + exp(-x));
-    return 0.5 * x * (1 + tanh(0.79788456080286535588 * (x + 0.044715 * x * x * x)));
+    /* 0.5 x (1 + tanh u), written without its cancellation */
+    return x / (1 + exp(-2 * 0.79788456080286535588 * (x + 0.044715 * x * x * x)));
 }
 
 static void gated_case(enum dtype t, uint32_t n_ff, uint32_t n_cols, enum activation f, uint32_t n_tokens) {
@@ -288,7 +288,8 @@ static void gated_case(enum dtype t, uint32_t n_ff, uint32_t n_cols, enum activa
     for (uint32_t i = 0; i < n_tokens; i++) {
         for (uint32_t j = 0; j < n_ff; j++) {
             const double want = activation_exact(f, g[i * n_ff + j]) * u[i * n_ff + j];
-            assert_true(fabs(act_f32(expected, i, j) - want) <= 1e-5 * fabs(want) + 1e-30);
+            /* exp(t) carries the rounding of t, |t| < 89, so 89 * 2^-23 */
+            assert_true(fabs(act_f32(expected, i, j) - want) <= 2e-5 * fabs(want) + 1e-30);
         }
     }
     static const char *const isas[] = {"avx2", "avx512"};

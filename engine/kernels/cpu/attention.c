@@ -23,14 +23,15 @@
 #include <stdlib.h>
 
 enum {
-    UNITS_PER_THREAD_FEW = 2,    /* below so many units per thread splits are shared out */
+    UNITS_PER_THREAD = 4,        /* wanted, for balance: units shrink to ATTN_QUERIES_MIN for it */
+    UNITS_PER_THREAD_FEW = 2,    /* below so many of the smallest units splits are shared out */
     PARTIALS_PER_THREAD = 8,     /* partial results in flight; at least PARTIALS_PER_THREAD / FEW splits per unit */
 };
 
 /* Result of one split of one unit, or of all splits so far. */
 struct partial {
-    float m[ATTN_QUERIES], l[ATTN_QUERIES];
-    float o[ATTN_QUERIES][ATTN_HEAD_DIM_MAX];
+    float m[ATTN_QUERIES_MIN], l[ATTN_QUERIES_MIN];
+    float o[ATTN_QUERIES_MIN][ATTN_HEAD_DIM_MAX];
 };
 
 /* Virtual memory mostly: what decode touches of a partial are its first rows. */
@@ -38,7 +39,7 @@ struct attention_memory {
     uint32_t n_threads;
     struct attn_scratch *scratch; /* [n_threads] */
     struct partial *partials;     /* [n_threads * PARTIALS_PER_THREAD] */
-    float (*state)[2][ATTN_QUERIES]; /* [n_threads * UNITS_PER_THREAD_FEW]: m and l while splits are shared out */
+    float (*state)[2][ATTN_QUERIES_MIN]; /* [n_threads * UNITS_PER_THREAD_FEW]: m and l while splits are shared out */
 };
 
 struct attn_fns {
@@ -60,7 +61,7 @@ struct plan {
     const struct attn_fns *fns;
     struct kv_shape shape;
     uint32_t group;           /* query heads per KV head */
-    uint32_t heads_per_unit;  /* min(group, ATTN_QUERIES) */
+    uint32_t heads_per_unit;  /* min(group, ATTN_QUERIES_MIN) */
     uint32_t head_chunks;     /* units that share the group */
     uint32_t rows_per_unit;
     uint32_t n_units;
@@ -110,7 +111,11 @@ static void unit_make(const struct plan *p, struct cursor *at, uint32_t index, s
     uint32_t row = (blocks - 1 - in_seq / per_block) * p->rows_per_unit;
     uint32_t rows_end = row + p->rows_per_unit < seq->n_rows ? row + p->rows_per_unit : seq->n_rows;
     uint32_t chunk = in_seq % per_block % p->head_chunks;
-    *u = (struct attn_unit){.a = a, .seq = seq, .shape = p->shape, .kv_head = in_seq % per_block / p->head_chunks};
+    u->a = a;
+    u->seq = seq;
+    u->shape = p->shape;
+    u->kv_head = in_seq % per_block / p->head_chunks;
+    u->n_queries = 0;
     uint32_t head0 = u->kv_head * p->group + chunk * p->heads_per_unit, head_end = head0 + p->heads_per_unit;
     if (head_end > (u->kv_head + 1) * p->group) head_end = (u->kv_head + 1) * p->group;
     for (; row < rows_end; row++) {
@@ -221,6 +226,16 @@ static void fold_worker(void *arg, uint32_t thread) {
 
 /* ---- The operation ---- */
 
+/* Units as large as leaves UNITS_PER_THREAD of them. */
+static void plan_units(struct plan *p) {
+    for (uint32_t queries = ATTN_QUERIES; queries >= ATTN_QUERIES_MIN; queries /= 2) {
+        p->rows_per_unit = queries / p->heads_per_unit;
+        p->n_units = 0;
+        for (uint32_t i = 0; i < p->a->n_seqs; i++) p->n_units += seq_units(p, &p->a->seqs[i]);
+        if (p->n_units >= p->memory->n_threads * UNITS_PER_THREAD) return;
+    }
+}
+
 static uint32_t plan_n_splits_max(const struct plan *p) {
     struct cursor at = {0, 0};
     struct attn_unit u;
@@ -246,10 +261,9 @@ void cpu_attention(struct kernels *k, const struct attention *a) {
     struct plan p = {.a = a, .memory = c->attention, .fns = &fns_of_level[c->isa.level]};
     p.shape = kv_shape_of(kv->type, kv->n_kv_heads, kv->head_dim);
     p.group = a->n_heads / kv->n_kv_heads;
-    p.heads_per_unit = p.group < ATTN_QUERIES ? p.group : ATTN_QUERIES;
+    p.heads_per_unit = p.group < ATTN_QUERIES_MIN ? p.group : ATTN_QUERIES_MIN;
     p.head_chunks = (uint32_t)div_up(p.group, p.heads_per_unit);
-    p.rows_per_unit = ATTN_QUERIES / p.heads_per_unit;
-    for (uint32_t i = 0; i < a->n_seqs; i++) p.n_units += seq_units(&p, &a->seqs[i]);
+    plan_units(&p);
     if (p.n_units == 0) return;
     uint32_t n_threads = p.memory->n_threads;
     uint32_t n_splits = n_threads > 1 && p.n_units < n_threads * UNITS_PER_THREAD_FEW ? plan_n_splits_max(&p) : 1;

@@ -310,6 +310,12 @@ static void values_group(const struct attn_query *q, uint32_t n, uint32_t split,
     }
 }
 
+SIMD16_TARGET static void values_zero(uint32_t n, struct attn_scratch *s) {
+    for (uint32_t i = 0; i < n; i++) {
+        for (uint32_t e = 0; e < ATTN_PANEL; e += 16) v16_store(&s->o_split[i][e], v16_set1(0.0f));
+    }
+}
+
 /* Stores or folds what one group computed for dimensions [d, d + n_dims). */
 SIMD16_TARGET static void values_fold(const struct attn_unit *u, uint32_t j0, uint32_t n, uint32_t split, bool alone,
                                       uint32_t d, uint32_t n_dims, const struct attn_scratch *s,
@@ -361,7 +367,7 @@ static void values_split(const struct attn_unit *u, uint32_t split, struct attn_
         }
         for (uint32_t j = 0; j < u->n_queries; j += ATTN_GROUP) {
             uint32_t n = u->n_queries - j < ATTN_GROUP ? u->n_queries - j : ATTN_GROUP;
-            memset(s->o_split, 0, sizeof s->o_split);
+            values_zero(n, s);
             values_group(&u->query[j], n, split, n_dims, rows, s->score[j], s->o_split[0]);
             values_fold(u, j, n, split, alone, d, n_dims, s, acc);
         }

@@ -10,7 +10,8 @@
 #include "engine/kernels/cpu/kv_layout.h"
 
 enum {
-    ATTN_QUERIES = 64,        /* K and V conversion is shared by so many queries: about 3 % of their arithmetic */
+    ATTN_QUERIES = 128,       /* at most: K and V conversion, shared by so many, is about 3 % of their arithmetic */
+    ATTN_QUERIES_MIN = 32,    /* a unit of several rows has so many when there are few units for the threads */
     ATTN_GROUP = 8,           /* queries that a micro-kernel walks together */
     ATTN_PANEL = 32,          /* dimensions of V that a micro-kernel walks together */
     ATTN_HEAD_DIM_MAX = 512,

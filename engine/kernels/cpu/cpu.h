@@ -34,7 +34,6 @@ struct weight {
     struct slices slices;
     uint8_t *panels;           /* [n_panels][panel_bytes], 64-byte aligned; layout: panel.h */
     size_t panel_bytes;        /* multiple of 64 */
-    size_t scales_offset;      /* of the scale run inside a panel; 0 for float types */
     struct arena_chunk *chunk; /* memory that the panels live in */
 };
 

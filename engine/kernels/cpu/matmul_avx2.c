@@ -69,8 +69,8 @@ INLINE __m256 load_f16(const uint8_t *p) { return _mm256_cvtph_ps(_mm_load_si128
 INLINE __m256i load_u8(const uint8_t *p) { return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p)); }
 INLINE __m256i load_i8(const uint8_t *p) { return _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)); }
 
-INLINE void scales_load(enum dtype t, const uint8_t *run, uint32_t b, struct scales *s) {
-    const uint8_t *at = run + panel_scales_at(t, b), *sub = run + panel_sub_scales_at(t, b);
+INLINE void scales_load(enum dtype t, const uint8_t *panel, uint32_t b, struct scales *s) {
+    const uint8_t *at = panel + panel_d_at(t, b), *sub = panel + panel_sub_scales_at(t, b);
     for (int h = 0; h < HALVES; h++) {
         s->d[h] = load_f16(at + h * 16);
         if (t == DT_Q4_K || t == DT_Q5_K) {
@@ -130,12 +130,12 @@ INLINE __m256i isum_column(enum dtype t, const struct quants *w, const struct sc
 
 /* ---- Blocks and columns; acc[nc][HALVES] lives in memory (L1) between them ---- */
 
-INLINE void block_add(enum dtype t, int nc, const uint8_t *panel, const uint8_t *run, uint32_t b, const uint8_t *tile,
+INLINE void block_add(enum dtype t, int nc, const uint8_t *panel, uint32_t b, const uint8_t *tile,
                       const uint8_t *tile_sums, __m256 (*acc)[HALVES]) {
     struct quants w;
     struct scales s;
-    quants_load(t, panel + (size_t)b * panel_block_bytes(t), &w);
-    scales_load(t, run, b, &s);
+    quants_load(t, panel + panel_quants_at(t, b), &w);
+    scales_load(t, panel, b, &s);
     const uint8_t *x = tile + (size_t)b * Q8_BLOCK_BYTES * nc, *sums = tile_sums + (size_t)b * Q8_SUMS_BYTES * nc;
     for (int c = 0; c < nc; c++) {
 #pragma GCC unroll 2
@@ -187,8 +187,7 @@ INLINE void slice_add(enum dtype t, int nc, const struct weight *w, const uint8_
     } else if (t == DT_F32 || t == DT_F16) {
         for (int h = 0; h < HALVES; h++) columns_add(t, nc, panel, h, begin, end, tile, acc);
     } else {
-        const uint8_t *run = panel + w->scales_offset;
-        for (uint32_t b = begin / Q8_BLOCK; b < end / Q8_BLOCK; b++) block_add(t, nc, panel, run, b, tile, sums, acc);
+        for (uint32_t b = begin / Q8_BLOCK; b < end / Q8_BLOCK; b++) block_add(t, nc, panel, b, tile, sums, acc);
     }
 }
 

@@ -64,8 +64,8 @@ INLINE __m512 load_f16(const uint8_t *p) { return _mm512_cvtph_ps(_mm256_load_si
 INLINE __m512i load_u8(const uint8_t *p) { return _mm512_cvtepu8_epi32(_mm_load_si128((const __m128i *)p)); }
 INLINE __m512i load_i8(const uint8_t *p) { return _mm512_cvtepi8_epi32(_mm_load_si128((const __m128i *)p)); }
 
-INLINE struct scales scales_load(enum dtype t, const uint8_t *run, uint32_t b) {
-    const uint8_t *at = run + panel_scales_at(t, b), *sub = run + panel_sub_scales_at(t, b);
+INLINE struct scales scales_load(enum dtype t, const uint8_t *panel, uint32_t b) {
+    const uint8_t *at = panel + panel_d_at(t, b), *sub = panel + panel_sub_scales_at(t, b);
     struct scales s;
     s.d = load_f16(at);
     s.min = s.d;
@@ -114,10 +114,10 @@ INLINE __m512i isum_column(enum dtype t, const struct quants *w, const struct sc
 }
 
 /* acc[nc] += block b. */
-INLINE void block_add(enum dtype t, int nc, const uint8_t *panel, const uint8_t *run, uint32_t b, const uint8_t *tile,
+INLINE void block_add(enum dtype t, int nc, const uint8_t *panel, uint32_t b, const uint8_t *tile,
                       const uint8_t *tile_sums, __m512 *acc) {
-    const struct quants w = quants_load(t, panel + (size_t)b * panel_block_bytes(t));
-    const struct scales s = scales_load(t, run, b);
+    const struct quants w = quants_load(t, panel + panel_quants_at(t, b));
+    const struct scales s = scales_load(t, panel, b);
     const uint8_t *x = tile + (size_t)b * Q8_BLOCK_BYTES * nc, *sums = tile_sums + (size_t)b * Q8_SUMS_BYTES * nc;
 #pragma GCC unroll 8
     for (int c = 0; c < nc; c++) {
@@ -157,8 +157,7 @@ INLINE void slice_add(enum dtype t, int nc, const struct weight *w, const uint8_
     } else if (t == DT_F32 || t == DT_F16) {
         for (size_t i = begin; i < end; i++) column_add(t, nc, panel, i, tile, acc);
     } else {
-        const uint8_t *run = panel + w->scales_offset;
-        for (uint32_t b = begin / Q8_BLOCK; b < end / Q8_BLOCK; b++) block_add(t, nc, panel, run, b, tile, sums, acc);
+        for (uint32_t b = begin / Q8_BLOCK; b < end / Q8_BLOCK; b++) block_add(t, nc, panel, b, tile, sums, acc);
     }
 }
 

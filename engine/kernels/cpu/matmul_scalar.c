@@ -39,8 +39,7 @@ static int32_t dot(const uint8_t *q, int offset, const int8_t *x, int n) {
 
 static float block_add(float acc, const struct weight *w, const uint8_t *panel, uint32_t b, uint32_t r,
                        const struct x_block *x) {
-    const uint8_t *scales = panel + w->scales_offset, *at = scales + panel_scales_at(w->type, b);
-    const uint8_t *sub = scales + panel_sub_scales_at(w->type, b);
+    const uint8_t *at = panel + panel_d_at(w->type, b), *sub = panel + panel_sub_scales_at(w->type, b);
     const float d = f16_load(at + 2 * r);
     const int offset = panel_offset(w->type);
     uint8_t q[Q8_BLOCK];

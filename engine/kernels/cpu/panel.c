@@ -12,24 +12,16 @@ enum {
     GROUP = 64, /* bytes of a group */
 };
 
-void panel_geometry(enum dtype t, uint32_t n_cols, size_t *panel_bytes, size_t *scales_offset) {
-    const size_t n_blocks = n_cols / Q8_BLOCK;
-    size_t quants, scales = 0;
+size_t panel_bytes(enum dtype t, uint32_t n_cols) {
     switch (t) {
-    case DT_F32: quants = (size_t)n_cols * 64; break;
-    case DT_F16: quants = (size_t)n_cols * 32; break;
-    case DT_BF16: quants = div_up(n_cols, 2) * 64; break;
-    default:
-        quants = n_blocks * panel_block_bytes(t);
-        scales = t == DT_Q6_K                      ? n_blocks / BLOCKS_PER_SUPER * SCALES_Q6K
-                 : t == DT_Q4_K || t == DT_Q5_K ? n_blocks / BLOCKS_PER_SUPER * SCALES_Q45K
-                                                   : n_blocks * SCALES_Q0;
+    case DT_F32: return (size_t)n_cols * 64;
+    case DT_F16: return round_up((size_t)n_cols * 32, 64);
+    case DT_BF16: return div_up(n_cols, 2) * 64;
+    default: return div_up(n_cols / Q8_BLOCK, panel_super_blocks(t)) * panel_super_bytes(t);
     }
-    *scales_offset = scales ? quants : 0;
-    *panel_bytes = round_up(quants + scales, 64);
 }
 
-/* ---- Packing, one row each; dst is the lane's first byte in the quant run ---- */
+/* ---- Packing, one row each: lane r of the panel ---- */
 
 /* Bit 4g+i of `bits` to bit 8i+g: bit g of byte i belongs to column 4g+i. A rotation of the bit index by two
  * places, done as two unshuffles (even bits to the low half, odd ones to the high half). */
@@ -47,27 +39,15 @@ static uint32_t high_bits_spread(uint32_t bits) {
     return bits;
 }
 
-static void scale_put(uint8_t *scales, uint32_t r, const uint8_t *d) { memcpy(scales + 2 * r, d, 2); }
-
-static void pack_q8_0(uint8_t *dst, uint8_t *scales, uint32_t r, const uint8_t *src, uint32_t n_blocks) {
-    for (uint32_t b = 0; b < n_blocks; b++, src += 34, dst += 512) {
-        scale_put(scales + b * SCALES_Q0, r, src);
-        for (uint32_t g = 0; g < 8; g++) u32_store(dst + g * GROUP, u32_load(src + 2 + g * 4) ^ 0x80808080);
-    }
-}
-
-static void pack_q4_0(uint8_t *dst, uint8_t *scales, uint32_t r, const uint8_t *src, uint32_t n_blocks) {
-    for (uint32_t b = 0; b < n_blocks; b++, src += 18, dst += 256) {
-        scale_put(scales + b * SCALES_Q0, r, src);
-        for (uint32_t g = 0; g < 4; g++) u32_store(dst + g * GROUP, u32_load(src + 2 + g * 4));
-    }
-}
-
-static void pack_q5_0(uint8_t *dst, uint8_t *scales, uint32_t r, const uint8_t *src, uint32_t n_blocks) {
-    for (uint32_t b = 0; b < n_blocks; b++, src += 22, dst += 320) {
-        scale_put(scales + b * SCALES_Q0, r, src);
-        for (uint32_t g = 0; g < 4; g++) u32_store(dst + g * GROUP, u32_load(src + 6 + g * 4));
-        u32_store(dst + 4 * GROUP, high_bits_spread(u32_load(src + 2)));
+/* _0 types: fp16 d, then for Q5_0 the high bits, then quants. */
+static void pack_q_0(enum dtype t, uint8_t *panel, uint32_t r, const uint8_t *src, uint32_t n_blocks) {
+    const uint32_t head = t == DT_Q5_0 ? 6 : 2, n_words = t == DT_Q8_0 ? 8 : 4;
+    const uint32_t flip = t == DT_Q8_0 ? 0x80808080 : 0; /* q + 128 */
+    for (uint32_t b = 0; b < n_blocks; b++, src += dtype_block_bytes(t)) {
+        uint8_t *dst = panel + panel_quants_at(t, b) + r * LANE;
+        memcpy(panel + panel_d_at(t, b) + 2 * r, src, 2);
+        for (uint32_t g = 0; g < n_words; g++) u32_store(dst + g * GROUP, u32_load(src + head + g * 4) ^ flip);
+        if (t == DT_Q5_0) u32_store(dst + 4 * GROUP, high_bits_spread(u32_load(src + 2)));
     }
 }
 
@@ -80,14 +60,15 @@ static void pack_k_nibbles(uint8_t *dst, const uint8_t *src, uint32_t shift) {
     }
 }
 
-static void pack_q45_k(uint8_t *dst, uint8_t *scales, uint32_t r, const uint8_t *src, uint32_t n_blocks, bool five) {
-    const uint32_t block = five ? 320 : 256, file_block = five ? 176 : 144;
-    for (uint32_t b = 0; b < n_blocks; b += BLOCKS_PER_SUPER, src += file_block, scales += SCALES_Q45K) {
-        scale_put(scales, r, src);
-        scale_put(scales + 32, r, src + 2);
+static void pack_q45_k(enum dtype t, uint8_t *panel, uint32_t r, const uint8_t *src, uint32_t n_blocks) {
+    const bool five = t == DT_Q5_K;
+    for (uint32_t b = 0; b < n_blocks; b += 8, src += dtype_block_bytes(t)) {
+        uint8_t *super = panel + panel_super_at(t, b);
+        memcpy(super + 2 * r, src, 2);
+        memcpy(super + 32 + 2 * r, src + 2, 2);
         const uint8_t *nibbles = src + (five ? 48 : 16);
-        for (uint32_t s = 0; s < BLOCKS_PER_SUPER; s++, dst += block) {
-            uint8_t *sub = scales + 64 + s * 32;
+        for (uint32_t s = 0; s < 8; s++) {
+            uint8_t *sub = panel + panel_sub_scales_at(t, b + s), *dst = panel + panel_quants_at(t, b + s) + r * LANE;
             k_scale_min(src + 4, s, sub + r, sub + 16 + r);
             pack_k_nibbles(dst, nibbles + s / 2 * 32, s % 2 * 4);
             if (!five) continue;
@@ -98,12 +79,14 @@ static void pack_q45_k(uint8_t *dst, uint8_t *scales, uint32_t r, const uint8_t 
     }
 }
 
-static void pack_q6_k(uint8_t *dst, uint8_t *scales, uint32_t r, const uint8_t *src, uint32_t n_blocks) {
-    for (uint32_t b = 0; b < n_blocks; b += BLOCKS_PER_SUPER, src += 210, scales += SCALES_Q6K) {
-        scale_put(scales, r, src + 208);
-        for (uint32_t i = 0; i < BLOCKS_PER_SUPER; i++, dst += 384) {
+static void pack_q6_k(uint8_t *panel, uint32_t r, const uint8_t *src, uint32_t n_blocks) {
+    for (uint32_t b = 0; b < n_blocks; b += 8, src += 210) {
+        memcpy(panel + panel_super_at(DT_Q6_K, b) + 2 * r, src + 208, 2);
+        for (uint32_t i = 0; i < 8; i++) {
             const uint32_t half = i / 4, s = i % 4;
             const uint8_t *high = src + 128 + half * 32;
+            uint8_t *sub = panel + panel_sub_scales_at(DT_Q6_K, b + i);
+            uint8_t *dst = panel + panel_quants_at(DT_Q6_K, b + i) + r * LANE;
             pack_k_nibbles(dst, src + half * 64 + s % 2 * 32, s / 2 * 4);
             uint32_t h0 = 0, h1 = 0;
             for (uint32_t j = 0; j < 4; j++) {
@@ -112,8 +95,8 @@ static void pack_q6_k(uint8_t *dst, uint8_t *scales, uint32_t r, const uint8_t *
             }
             u32_store(dst + 4 * GROUP, h0);
             u32_store(dst + 5 * GROUP, h1);
-            scales[32 + i * 32 + r] = src[192 + i * 2];
-            scales[32 + i * 32 + 16 + r] = src[192 + i * 2 + 1];
+            sub[r] = src[192 + i * 2];
+            sub[16 + r] = src[192 + i * 2 + 1];
         }
     }
 }
@@ -131,15 +114,14 @@ static void pack_floats(enum dtype t, uint8_t *panel, uint32_t r, const uint8_t 
 }
 
 void panel_row_pack(const struct weight *w, uint8_t *panel, uint32_t r, const uint8_t *src) {
-    uint8_t *dst = panel + r * LANE, *scales = panel + w->scales_offset;
     const uint32_t n_blocks = w->n_cols / Q8_BLOCK;
     switch (w->type) {
-    case DT_Q4_0: pack_q4_0(dst, scales, r, src, n_blocks); break;
-    case DT_Q5_0: pack_q5_0(dst, scales, r, src, n_blocks); break;
-    case DT_Q8_0: pack_q8_0(dst, scales, r, src, n_blocks); break;
-    case DT_Q4_K: pack_q45_k(dst, scales, r, src, n_blocks, false); break;
-    case DT_Q5_K: pack_q45_k(dst, scales, r, src, n_blocks, true); break;
-    case DT_Q6_K: pack_q6_k(dst, scales, r, src, n_blocks); break;
+    case DT_Q4_0: pack_q_0(DT_Q4_0, panel, r, src, n_blocks); break;
+    case DT_Q5_0: pack_q_0(DT_Q5_0, panel, r, src, n_blocks); break;
+    case DT_Q8_0: pack_q_0(DT_Q8_0, panel, r, src, n_blocks); break;
+    case DT_Q4_K: pack_q45_k(DT_Q4_K, panel, r, src, n_blocks); break;
+    case DT_Q5_K: pack_q45_k(DT_Q5_K, panel, r, src, n_blocks); break;
+    case DT_Q6_K: pack_q6_k(panel, r, src, n_blocks); break;
     default: pack_floats(w->type, panel, r, src, w->n_cols);
     }
 }
@@ -147,7 +129,7 @@ void panel_row_pack(const struct weight *w, uint8_t *panel, uint32_t r, const ui
 /* ---- Reading back ---- */
 
 void panel_block_unpack(enum dtype t, const uint8_t *panel, uint32_t b, uint32_t r, uint8_t q[32]) {
-    const uint8_t *src = panel + (size_t)b * panel_block_bytes(t) + r * LANE;
+    const uint8_t *src = panel + panel_quants_at(t, b) + r * LANE;
     for (uint32_t i = 0; i < 32; i++) {
         const uint32_t g = i / 4, k = i % 4;
         if (t == DT_Q8_0) {
@@ -162,8 +144,8 @@ void panel_block_unpack(enum dtype t, const uint8_t *panel, uint32_t b, uint32_t
 }
 
 /* The same operations in the same order as dtype.c. */
-static void block_to_f32(enum dtype t, const uint8_t *scales, uint32_t b, uint32_t r, const uint8_t q[32], float *y) {
-    const uint8_t *at = scales + panel_scales_at(t, b), *sub = scales + panel_sub_scales_at(t, b);
+static void block_to_f32(enum dtype t, const uint8_t *panel, uint32_t b, uint32_t r, const uint8_t q[32], float *y) {
+    const uint8_t *at = panel + panel_d_at(t, b), *sub = panel + panel_sub_scales_at(t, b);
     const float d = f16_load(at + 2 * r);
     if (t == DT_Q4_K || t == DT_Q5_K) {
         const float ds = d * (float)sub[r], dm = f16_load(at + 32 + 2 * r) * (float)sub[16 + r];
@@ -193,6 +175,6 @@ void panel_row_to_f32(const struct weight *w, const uint8_t *panel, uint32_t r, 
     for (uint32_t b = 0; b < w->n_cols / Q8_BLOCK; b++) {
         uint8_t q[32];
         panel_block_unpack(w->type, panel, b, r, q);
-        block_to_f32(w->type, panel + w->scales_offset, b, r, q, y + (size_t)b * 32);
+        block_to_f32(w->type, panel, b, r, q, y + (size_t)b * Q8_BLOCK);
     }
 }

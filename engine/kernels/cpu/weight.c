@@ -69,7 +69,7 @@ struct weight *cpu_weight_pack(struct kernels *k, enum dtype t, uint32_t n_rows,
     if (w) {
         *w = (struct weight){.type = t, .n_rows = n_rows, .n_cols = n_cols, .slices = *slices};
         w->n_panels = (uint32_t)div_up(n_rows, ROW_PANEL);
-        panel_geometry(t, n_cols, &w->panel_bytes, &w->scales_offset);
+        w->panel_bytes = panel_bytes(t, n_cols);
         w->panels = arena_alloc(cpu->arena, w->n_panels * w->panel_bytes, &w->chunk);
     }
     if (!w || !w->panels) {
