@@ -98,7 +98,7 @@ static int64_t field_default(const struct source *s, const struct model_config *
     int64_t value = s->family->hf_default[field];
     bool null = json_is_null(json_object_get(s->config, config_fields[field].hf)); /* written out: asks for the derived one */
     if (field == FIELD_KV_HEADS && (value == 0 || null)) return c->n_heads;
-    if (field == FIELD_HEAD_DIM && (value == 0 || null)) return c->dim % c->n_heads == 0 ? c->dim / c->n_heads : -1;
+    if (field == FIELD_HEAD_DIM && (value == 0 || null)) return c->dim % c->n_heads == 0 ? (int64_t)(c->dim / c->n_heads) : -1;
     return value;
 }
 

@@ -16,8 +16,15 @@ HERE = pathlib.Path(__file__).resolve().parent
 DIM, VOCAB = 16, 24
 
 
-def gguf_names(arch):
-    names = {"token_embd": (VOCAB, DIM), "output_norm": (DIM,)}
+def byte_alphabet():
+    """Byte-level BPE's name of each byte."""
+    plain = [b for b in range(256) if 33 <= b <= 126 or (161 <= b and b != 173)]
+    other = [b for b in range(256) if b not in plain]
+    return [chr(b) if b in plain else chr(256 + other.index(b)) for b in range(256)]
+
+
+def gguf_names(arch, vocab):
+    names = {"token_embd": (vocab, DIM), "output_norm": (DIM,)}
     layer = {"attn_norm": (DIM,), "attn_q": (DIM, DIM), "attn_k": (DIM, DIM), "attn_v": (DIM, DIM),
              "attn_output": (DIM, DIM), "ffn_norm": (DIM,), "ffn_gate": (DIM, DIM), "ffn_up": (DIM, DIM),
              "ffn_down": (DIM, DIM)}
@@ -53,16 +60,16 @@ def make_gguf(path, arch, tokenizer):
         w.add_token_scores([-float(i) for i in range(VOCAB)])
         w.add_token_types([2, 3, 3, 6] + [1] * (VOCAB - 4))
     else:
-        tokens = list("abcdefghijklmnopqrst") + ["ab", "abc", "<|end_of_text|>", "<|begin_of_text|>"]
+        tokens = byte_alphabet() + ["ab", "abc", "<|end_of_text|>", "<|begin_of_text|>"]
         w.add_tokenizer_pre("llama-bpe" if arch == "llama" else "qwen2")
         w.add_token_list(tokens)
-        w.add_token_types([1] * (VOCAB - 2) + [3, 3])
+        w.add_token_types([1] * (len(tokens) - 2) + [3, 3])
         w.add_token_merges(["a b", "ab c"])
-        w.add_bos_token_id(VOCAB - 1)
-        w.add_eos_token_id(VOCAB - 2)
+        w.add_bos_token_id(len(tokens) - 1)
+        w.add_eos_token_id(len(tokens) - 2)
     if arch == "llama":
         w.add_tensor("rope_freqs.weight", np.ones(DIM // 2, dtype=np.float32))
-    for name, shape in gguf_names(arch).items():
+    for name, shape in gguf_names(arch, len(tokens)).items():
         w.add_tensor(f"{name}.weight", np.zeros(shape, dtype=np.float16 if len(shape) == 2 else np.float32))
     w.write_header_to_file()
     w.write_kv_data_to_file()

@@ -16,7 +16,7 @@
 #define FIXTURES "tests/fixtures/models/"
 #define K(name) "tokenizer.ggml." name
 
-enum { N_VOCAB = 9 };
+enum { N_VOCAB = 9, N_BYTES = 256, N_BPE = N_BYTES + 6 };
 
 /* What a row changes in a good vocabulary of either kind. */
 struct row {
@@ -46,11 +46,11 @@ static void put_scores(struct bytes *b, const struct row *r) {
 }
 
 static void put_types(struct bytes *b, const struct row *r) {
-    size_t n = r->n_types ? r->n_types : N_VOCAB;
+    size_t n = r->n_types ? r->n_types : r->bpe ? N_BPE : N_VOCAB;
     static const int32_t kinds[N_VOCAB] = {2, 3, 3, 6, 1, 1, 1, 1, 1};
     key_array(b, K("token_type"), r->types_type ? r->types_type : GGUF_I32, n);
     for (size_t i = 0; i < n; i++) {
-        int32_t kind = r->bpe ? (i == 1 || i == 2 ? 3 : 1) : kinds[i % N_VOCAB];
+        int32_t kind = r->bpe ? (i >= N_BYTES && i < N_BYTES + 2 ? 3 : 1) : kinds[i % N_VOCAB];
         if (i == 5 && r->type5) kind = r->type5 == -1 ? 0 : r->type5;
         put_u32(b, (uint32_t)kind);
     }
@@ -61,22 +61,36 @@ static void put_merges(struct bytes *b, const struct row *r) {
     key_strings(b, K("merges"), merges, r->merge ? 3 : 2);
 }
 
+/* Byte-level BPE writes a byte as one character: itself where it is printable Latin-1, else U+0100 and up in turn. */
+static const char **bpe_tokens(void) {
+    static const char *tokens[N_BPE] = {[N_BYTES] = "<bos>", "<eos>", "ab", "abc", "xx", "yy"};
+    static char text[N_BYTES][3];
+    int n_other = 0;
+    for (int b = 0; b < N_BYTES; b++) {
+        bool printable = (b >= 33 && b <= 126) || (b >= 161 && b != 173);
+        int c = printable ? b : 256 + n_other++;
+        if (c < 128) snprintf(text[b], sizeof text[b], "%c", c);
+        else snprintf(text[b], sizeof text[b], "%c%c", 0xc0 | c >> 6, 0x80 | (c & 63));
+        tokens[b] = text[b];
+    }
+    return tokens;
+}
+
 static void build(struct bytes *b, const struct row *r) {
     const char *spm[N_VOCAB] = {"<unk>", "<s>", "</s>", "<0x0A>", "a", "b", "ab", "c", "\u2581"};
-    const char *bpe[N_VOCAB] = {"a", "<bos>", "<eos>", "b", "c", "ab", "abc", "d", "e"};
-    const char **tokens = r->bpe ? bpe : spm;
+    const char **tokens = r->bpe ? bpe_tokens() : spm;
+    size_t n_tokens = r->bpe ? N_BPE : N_VOCAB;
     uint64_t n_keys = 1;
     struct bytes keys = {0};
     key_str(&keys, K("model"), r->model ? r->model : r->bpe ? "gpt2" : "llama");
     if (r->token5) tokens[5] = r->token5;
     if (r->bpe) key_str(&keys, K("pre"), r->pre ? r->pre : "llama-bpe"), n_keys++;
-    if (!r->no_tokens && !r->tokens_are_numbers) key_strings(&keys, K("tokens"), tokens, N_VOCAB), n_keys++;
+    if (!r->no_tokens && !r->tokens_are_numbers) key_strings(&keys, K("tokens"), tokens, n_tokens), n_keys++;
     if (r->tokens_are_numbers) key_array(&keys, K("tokens"), GGUF_U8, 1), bytes_put(&keys, NULL, 1), n_keys++;
     if (!r->bpe && !r->no_scores) put_scores(&keys, r), n_keys++;
     if (!r->no_types) put_types(&keys, r), n_keys++;
     if (r->bpe && !r->no_merges) put_merges(&keys, r), n_keys++;
-    if (r->bpe && !(r->id_key && strcmp(r->id_key, K("bos_token_id")) == 0)) key_u32(&keys, K("bos_token_id"), 1), n_keys++;
-    if (r->bpe) key_u32(&keys, K("unknown_token_id"), 0), n_keys++; /* few bytes have a token */
+    if (r->bpe && !(r->id_key && strcmp(r->id_key, K("bos_token_id")) == 0)) key_u32(&keys, K("bos_token_id"), N_BYTES), n_keys++;
     if (r->id_key) key_u32(&keys, r->id_key, r->id), n_keys++;
     if (r->flag_key) key_u32(&keys, r->flag_key, 1), n_keys++;
     if (r->true_key) key_bool(&keys, r->true_key, 1), n_keys++;
@@ -122,9 +136,9 @@ static const struct row bad_rows[] = {
     {"eos out of range, bpe", K("eos_token_id"), .bpe = true, .id_key = K("eos_token_id"), .id = 1000},
     {"an eos that is missing", K("eos_token_id"), .bpe = true, .true_key = K("add_eos_token")},
     /* What only the tokenizer itself can see; its message speaks of the vocabulary. */
-    {"duplicate token", "", .token5 = "a"},
-    {"merge of a token that is not there", "", .bpe = true, .merge = "x y"},
-    {"merge to a token that is not there", "", .bpe = true, .merge = "d e"},
+    {"duplicate token", "the same", .token5 = "a"},
+    {"merge of a token that is not there", "left side of merge 2", .bpe = true, .merge = "qq y"},
+    {"merge to a token that is not there", "result of merge 2", .bpe = true, .merge = "d e"},
 };
 
 static struct tokenizer *open_row(const struct row *r, struct err *e) {
@@ -161,7 +175,7 @@ static void good_vocabularies_are_taken(void **state) {
     tokenizer_close(t);
     t = open_row(&(struct row){.name = "bpe", .bpe = true}, &e);
     if (!t) fail_msg("%s", e.message);
-    assert_int_equal(tokenizer_bos(t), 1);
+    assert_int_equal(tokenizer_bos(t), N_BYTES);
     assert_int_equal(tokenizer_eos(t), -1);
     assert_true(tokenizer_adds_bos(t)); /* the default with llama-bpe */
     tokenizer_close(t);

@@ -12,13 +12,13 @@
 
 enum { HUGE_PAGE = 2 << 20, CHUNK_BYTES = 64 << 20 };
 
-struct arena_chunk {
+struct weight_arena_chunk {
     uint8_t *base;
     size_t bytes, used, n_live;
 };
 
-struct arena {
-    struct arena_chunk *current;
+struct weight_arena {
+    struct weight_arena_chunk *current;
 };
 
 /* Over-reserves by one huge page so that the kernel can back the mapping with aligned huge pages. */
@@ -38,14 +38,14 @@ void map_free(void *p, size_t bytes) {
     if (p) munmap(p, round_up(bytes, 4096));
 }
 
-struct arena *arena_open(void) { return calloc(1, sizeof(struct arena)); }
+struct weight_arena *weight_arena_open(void) { return calloc(1, sizeof(struct weight_arena)); }
 
-static void chunk_unmap(struct arena_chunk *c) {
+static void chunk_unmap(struct weight_arena_chunk *c) {
     map_free(c->base, c->bytes);
     free(c);
 }
 
-void arena_close(struct arena *a) {
+void weight_arena_close(struct weight_arena *a) {
     if (!a) return;
     if (a->current) {
         ASSERT(a->current->n_live == 0);
@@ -54,8 +54,8 @@ void arena_close(struct arena *a) {
     free(a);
 }
 
-static struct arena_chunk *chunk_map(size_t bytes) {
-    struct arena_chunk *c = calloc(1, sizeof *c);
+static struct weight_arena_chunk *chunk_map(size_t bytes) {
+    struct weight_arena_chunk *c = calloc(1, sizeof *c);
     if (!c) return NULL;
     c->bytes = size_max(bytes, CHUNK_BYTES);
     c->base = map_alloc(c->bytes);
@@ -66,16 +66,16 @@ static struct arena_chunk *chunk_map(size_t bytes) {
     return c;
 }
 
-void *arena_alloc(struct arena *a, size_t bytes, struct arena_chunk **chunk) {
+void *weight_arena_alloc(struct weight_arena *a, size_t bytes, struct weight_arena_chunk **chunk) {
     if (bytes > PTRDIFF_MAX / 2) return NULL;
     bytes = round_up(size_max(bytes, 1), 64);
-    struct arena_chunk *c = a->current;
+    struct weight_arena_chunk *c = a->current;
     if (!c || c->bytes - c->used < bytes) {
         c = chunk_map(bytes);
         if (!c) return NULL;
         /* The emptier of the two stays current: a large matrix does not close a chunk that has room. */
         if (!a->current || c->bytes - bytes > a->current->bytes - a->current->used) {
-            struct arena_chunk *old = a->current;
+            struct weight_arena_chunk *old = a->current;
             a->current = c;
             if (old && old->n_live == 0) chunk_unmap(old);
         }
@@ -87,6 +87,6 @@ void *arena_alloc(struct arena *a, size_t bytes, struct arena_chunk **chunk) {
     return p;
 }
 
-void arena_free(struct arena *a, struct arena_chunk *c) {
+void weight_arena_free(struct weight_arena *a, struct weight_arena_chunk *c) {
     if (--c->n_live == 0 && c != a->current) chunk_unmap(c);
 }

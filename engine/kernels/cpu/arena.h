@@ -8,15 +8,15 @@
 
 #include "common/base.h"
 
-struct arena;
-struct arena_chunk;
+struct weight_arena;
+struct weight_arena_chunk;
 
-struct arena *arena_open(void);
-void arena_close(struct arena *a); /* everything allocated from it must be freed */
+struct weight_arena *weight_arena_open(void);
+void weight_arena_close(struct weight_arena *a); /* everything allocated from it must be freed */
 
-/* Zeroed, 64-byte aligned; *chunk goes to arena_free. NULL when there is no memory. */
-void *arena_alloc(struct arena *a, size_t bytes, struct arena_chunk **chunk);
-void arena_free(struct arena *a, struct arena_chunk *chunk);
+/* Zeroed, 64-byte aligned; *chunk goes to weight_arena_free. NULL when there is no memory. */
+void *weight_arena_alloc(struct weight_arena *a, size_t bytes, struct weight_arena_chunk **chunk);
+void weight_arena_free(struct weight_arena *a, struct weight_arena_chunk *chunk);
 
 /* One zeroed mapping of its own, 64-byte aligned. */
 void *map_alloc(size_t bytes);

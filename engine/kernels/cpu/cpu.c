@@ -93,7 +93,7 @@ static void cpu_close(struct kernels *k) {
     struct cpu *cpu = cpu_of(k);
     cpu_attention_close(cpu);
     pool_close(cpu->pool);
-    arena_close(cpu->arena);
+    weight_arena_close(cpu->arena);
     free(cpu);
 }
 
@@ -148,7 +148,7 @@ struct kernels *kernels_cpu_open(const struct kernels_options *o, struct err *e)
     struct cpu *cpu = calloc(1, sizeof *cpu);
     if (cpu) {
         cpu->pool = pool_open(o->n_threads);
-        cpu->arena = arena_open();
+        cpu->arena = weight_arena_open();
     }
     if (!cpu || !cpu->pool || !cpu->arena || !cpu_attention_open(cpu)) {
         if (cpu) cpu_close(&cpu->base);

@@ -70,7 +70,7 @@ struct weight *cpu_weight_pack(struct kernels *k, enum dtype t, uint32_t n_rows,
         *w = (struct weight){.type = t, .n_rows = n_rows, .n_cols = n_cols, .slices = *slices};
         w->n_panels = (uint32_t)div_up(n_rows, ROW_PANEL);
         w->panel_bytes = panel_bytes(t, n_cols);
-        w->panels = arena_alloc(cpu->arena, w->n_panels * w->panel_bytes, &w->chunk);
+        w->panels = weight_arena_alloc(cpu->arena, w->n_panels * w->panel_bytes, &w->chunk);
     }
     if (!w || !w->panels) {
         free(w);
@@ -85,7 +85,7 @@ struct weight *cpu_weight_pack(struct kernels *k, enum dtype t, uint32_t n_rows,
 
 void cpu_weight_free(struct kernels *k, struct weight *w) {
     if (!w) return;
-    arena_free(cpu_of(k)->arena, w->chunk);
+    weight_arena_free(cpu_of(k)->arena, w->chunk);
     free(w);
 }
 
