@@ -239,6 +239,17 @@ static bool conn_is_stuck(struct http_conn *c) {
     return stuck;
 }
 
+static bool has_unread(const struct http_conn *c) {
+    int waiting = 0;
+    return ioctl(c->fd, SIOCINQ, &waiting) != 0 || waiting > 0;
+}
+
+/* The peer has closed its side, all it sent has been read, and no complete request came of it. (The library, told by
+ * edges, can miss a FIN that came with the last bytes.) */
+static bool conn_is_over(const struct http_conn *c) {
+    return c->half_closed && !c->again && c->phase < PHASE_HANDLE && !has_unread(c);
+}
+
 /* Lets the connection's daemon do what there is to do. */
 static void conn_run(struct http_conn *c) {
     if (c->dead || c->running) return;
@@ -259,7 +270,7 @@ static void conn_run(struct http_conn *c) {
         err_set(&e, ERR_BAD_HTTP, "The request is not valid HTTP: a chunk size line is too long.");
         http_conn_refuse(c, c->request, &e);
     }
-    if (c->closed || c->doomed) conn_close(c);
+    if (c->closed || c->doomed || conn_is_over(c)) conn_close(c);
 }
 
 /* ---- accepting ---- */
@@ -393,7 +404,9 @@ static bool request_waits(struct http_reply *r) {
 
 static void socket_event(struct http_conn *c, uint32_t events) {
     if (c->dead) return;
-    if ((events & EPOLLIN) && (c->phase == PHASE_FRESH || c->phase == PHASE_IDLE)) http_conn_phase(c, PHASE_HEAD);
+    /* bytes that libmicrohttpd has taken already belong to a request that may even be over */
+    if ((events & EPOLLIN) && (c->phase == PHASE_FRESH || c->phase == PHASE_IDLE) && has_unread(c))
+        http_conn_phase(c, PHASE_HEAD);
     if (events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR)) {
         c->half_closed = true;
         const bool broken = events & (EPOLLHUP | EPOLLERR);
@@ -532,6 +545,14 @@ static void scan(struct http_loop *loop, uint64_t now) {
 
 /* ---- the thread ---- */
 
+/* Sockets before daemons: what a socket's event says about bytes must be seen before the daemon takes them. */
+static void handle_sockets(const struct epoll_event *events, int n) {
+    for (int i = 0; i < n; i++) {
+        struct http_source *source = events[i].data.ptr;
+        if (source->kind == SOURCE_SOCKET) socket_event(source->owner, events[i].events);
+    }
+}
+
 static void handle_event(struct http_loop *loop, const struct epoll_event *event) {
     struct http_source *source = event->data.ptr;
     uint64_t count;
@@ -540,7 +561,7 @@ static void handle_event(struct http_loop *loop, const struct epoll_event *event
         if (read(loop->wake_fd, &count, sizeof count) < 0) return; /* taken already */
         break;
     case SOURCE_LISTEN: accept_all(loop); break;
-    case SOURCE_SOCKET: socket_event(source->owner, event->events); break;
+    case SOURCE_SOCKET: break; /* before: handle_sockets */
     case SOURCE_DAEMON: conn_run(source->owner); break;
     case SOURCE_LINGER: linger_read(loop, source->owner); break;
     }
@@ -579,6 +600,7 @@ void *http_loop_main(void *arg) {
     struct epoll_event events[EVENTS_MAX];
     while (!atomic_load_explicit(&s->stopping, memory_order_relaxed)) {
         const int n = epoll_wait(loop->epoll_fd, events, EVENTS_MAX, wait_ms(loop));
+        handle_sockets(events, n);
         for (int i = 0; i < n; i++) handle_event(loop, &events[i]);
         take_pushed(loop);
         run_again(loop);

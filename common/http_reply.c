@@ -142,39 +142,41 @@ static void add_response_header(void *arg, const char *name, const char *value) 
 
 /* ---- loop thread: handing the answer to libmicrohttpd ---- */
 
+/* Takes up to max waiting bytes; what is left when there are none: END.., or 0 and `suspended` is set. */
+static ssize_t take_locked(struct http_reply *r, char *buf, size_t max) {
+    const size_t n = size_min(r->out.count - r->out_sent, max);
+    if (r->gone) return MHD_CONTENT_READER_END_WITH_ERROR;
+    if (n == 0) {
+        if (r->aborted) return MHD_CONTENT_READER_END_WITH_ERROR;
+        if (r->ended) return MHD_CONTENT_READER_END_OF_STREAM;
+        r->suspended = true;
+        return 0;
+    }
+    memcpy(buf, r->out.data + r->out_sent, n);
+    r->out_sent += n;
+    r->bytes_out += n;
+    if (r->out_sent == r->out.count) {
+        strbuf_clear(&r->out);
+        r->out_sent = 0;
+    }
+    return (ssize_t)n;
+}
+
 static ssize_t stream_read(void *cls, uint64_t pos, char *buf, size_t max) {
     struct http_reply *r = cls;
-    ssize_t result;
     (void)pos;
     pthread_mutex_lock(&r->lock);
-    const size_t waiting = r->out.count - r->out_sent;
-    if (r->gone) {
-        result = MHD_CONTENT_READER_END_WITH_ERROR;
-    } else if (waiting > 0) {
-        const size_t n = size_min(waiting, max);
-        memcpy(buf, r->out.data + r->out_sent, n);
-        r->out_sent += n;
-        r->bytes_out += n;
-        if (r->out_sent == r->out.count) {
-            strbuf_clear(&r->out);
-            r->out_sent = 0;
-        }
-        result = (ssize_t)n;
-    } else if (r->aborted) {
-        if (r->facts.http_1_0) { /* no chunks to break: a reset is the only sign left */
-            const struct linger hard = {.l_onoff = 1, .l_linger = 0};
-            setsockopt(r->conn->fd, SOL_SOCKET, SO_LINGER, &hard, sizeof hard);
-        }
-        result = MHD_CONTENT_READER_END_WITH_ERROR;
-    } else if (r->ended) {
-        result = MHD_CONTENT_READER_END_OF_STREAM;
-    } else {
-        r->suspended = true;
-        MHD_suspend_connection(r->conn->mhd);
-        result = 0;
-    }
+    const ssize_t n = take_locked(r, buf, max);
     pthread_mutex_unlock(&r->lock);
-    return result;
+    if (n == 0) {
+        /* 0 without suspending would make the library ask again at once, for ever */
+        MHD_suspend_connection(r->conn->mhd);
+    } else if (n == MHD_CONTENT_READER_END_WITH_ERROR && r->facts.http_1_0) {
+        /* no chunks to break: a reset is the only sign left, and this sends one */
+        const struct sockaddr nowhere = {.sa_family = AF_UNSPEC};
+        if (connect(r->conn->fd, &nowhere, sizeof nowhere) != 0) log_debug("http", r->id, "no reset");
+    }
+    return n;
 }
 
 static struct MHD_Response *response_stream(struct http_reply *r) {
@@ -186,9 +188,7 @@ static struct MHD_Response *response_stream(struct http_reply *r) {
     return response;
 }
 
-static struct MHD_Response *response_whole(struct http_reply *r) {
-    size_t n;
-    char *bytes = strbuf_take(&r->out, &n);
+static struct MHD_Response *response_whole(struct http_reply *r, char *bytes, size_t n) {
     if (!bytes) return NULL;
     r->bytes_out = n;
     struct MHD_Response *response = MHD_create_response_from_buffer(n, bytes, MHD_RESPMEM_MUST_FREE);
@@ -196,8 +196,8 @@ static struct MHD_Response *response_whole(struct http_reply *r) {
     return response;
 }
 
-static enum http_start queue_locked(struct http_reply *r) {
-    struct MHD_Response *response = r->begun ? response_stream(r) : response_whole(r);
+/* Status, type and extra headers are not written any more once an answer has begun: no lock. */
+static enum http_start queue_response(struct http_reply *r, struct MHD_Response *response) {
     if (!response) return START_CLOSE;
     http_reply_headers(r, r->status, add_response_header, response);
     if (r->content_type[0]) MHD_add_response_header(response, "Content-Type", r->content_type);
@@ -209,23 +209,21 @@ static enum http_start queue_locked(struct http_reply *r) {
     return queued == MHD_YES ? START_QUEUED : START_CLOSE;
 }
 
+/* libmicrohttpd has locks of its own and calls stream_read with one held: it is never called with r->lock held. */
 enum http_start http_reply_start(struct http_reply *r) {
-    enum http_start start;
+    size_t n = 0;
     pthread_mutex_lock(&r->lock);
     r->in_handler = false;
-    if (r->gone || (r->aborted && !r->begun)) {
-        start = START_CLOSE;
-    } else if (r->begun || r->ended) {
-        start = queue_locked(r);
-    } else {
-        r->stage = STAGE_WAIT;
-        r->suspended = true;
-        MHD_suspend_connection(r->conn->mhd);
-        http_conn_phase(r->conn, PHASE_HANDLE);
-        start = START_WAIT;
-    }
+    const bool close = r->gone || (r->aborted && !r->begun), streams = r->begun, answered = r->begun || r->ended;
+    char *bytes = !close && answered && !streams ? strbuf_take(&r->out, &n) : NULL;
+    r->suspended = !close && !answered;
     pthread_mutex_unlock(&r->lock);
-    return start;
+    if (close) return START_CLOSE;
+    if (answered) return queue_response(r, streams ? response_stream(r) : response_whole(r, bytes, n));
+    r->stage = STAGE_WAIT;
+    MHD_suspend_connection(r->conn->mhd);
+    http_conn_phase(r->conn, PHASE_HANDLE);
+    return START_WAIT;
 }
 
 /* ---- any thread ---- */

@@ -80,7 +80,7 @@ static void find_route(struct http_reply *r, struct http_match *m) {
         snprintf(m->allow + n, sizeof m->allow - n, "%s%s", n > 0 ? ", " : "", route->method);
         if (!m->route && method_matches(route->method, r->request.method)) m->route = route;
     }
-    if (m->route && !path_matches(m->route->path, r->request.path, r)) m->route = NULL; /* a part is no clean UTF-8 */
+    if (m->route && !path_matches(m->route->path, r->request.path, r)) *m = (struct http_match){0}; /* no clean UTF-8 */
 }
 
 /* ---- who may ---- */

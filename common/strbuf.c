@@ -8,6 +8,7 @@
  */
 #include "common/strbuf.h"
 
+#include <float.h>
 #include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -201,8 +202,8 @@ void strbuf_add_double(struct strbuf *b, double v) {
         strbuf_add(b, "null", 4);
         return;
     }
-    /* 15 digits always survive the way to double, 17 always bring a double back; %g drops trailing zeros. */
-    for (int digits = 15; digits <= 17; digits++) {
+    /* 15 digits always survive the way to a normal double, 17 always bring it back; %g drops trailing zeros. */
+    for (int digits = fabs(v) < DBL_MIN ? 1 : 15; digits <= 17; digits++) {
         snprintf(text, sizeof text, "%.*g", digits, v);
         if (strtod(text, NULL) == v) break;
     }
@@ -215,7 +216,7 @@ void strbuf_add_float(struct strbuf *b, float v) {
         strbuf_add(b, "null", 4);
         return;
     }
-    for (int digits = 6; digits <= 9; digits++) {
+    for (int digits = fabsf(v) < FLT_MIN ? 1 : 6; digits <= 9; digits++) {
         snprintf(text, sizeof text, "%.*g", digits, (double)v);
         if (strtof(text, NULL) == v) break;
     }

@@ -41,10 +41,10 @@ void strbuf_add_i64(struct strbuf *b, int64_t v);
  * Unicode standard section 3.9 recommends), so that the output is always valid JSON. */
 void strbuf_add_json(struct strbuf *b, const char *s, size_t n);
 void strbuf_add_json_str(struct strbuf *b, const char *s); /* NULL: null */
-/* The shortest decimal that reads back as the same double / float; infinities and NaN, which JSON lacks: null. */
+/* The shortest decimal that reads back as the same double / float (at some powers of two one digit more); infinities
+ * and NaN, which JSON lacks: null. */
 void strbuf_add_double(struct strbuf *b, double v);
 void strbuf_add_float(struct strbuf *b, float v);
-
 
 /* How many of the n >= 1 bytes at s are one well-formed UTF-8 character (*valid), or, when they begin none, the
  * maximal wrong part that one U+FFFD stands for (Unicode standard, section 3.9, table 3-7). */

@@ -24,7 +24,7 @@ struct api_model {
 };
 
 struct api_prompt {
-    const char *text;   /* NULL: ids; points into the document */
+    const char *text; /* NULL: ids; points into the document */
     size_t n_text;
     const int32_t *ids; /* [n_ids] */
     uint32_t n_ids;

@@ -16,8 +16,8 @@ struct field {
     const char *name;
     unsigned where;
     enum field_kind kind;
-    size_t offset;                                           /* INT: int32_t, REAL: float, BOOL: bool */
-    double min, max;                                         /* INT, REAL */
+    size_t offset;                                             /* INT: int32_t, REAL: float, BOOL: bool */
+    double min, max;                                           /* INT, REAL */
     bool (*parse)(struct api_parse *, const struct json_at *); /* PART */
     enum noop_type noop;
     const char *neutral; /* REFUSED: JSON array of accepted values, or "" */
@@ -67,8 +67,7 @@ static bool value_equal(const json_t *a, const json_t *b) {
 static bool refused_check(const struct field *f, const struct json_at *at, struct err *e) {
     bool neutral = false;
     json_t *values = f->neutral[0] ? json_loads(f->neutral, 0, NULL) : NULL;
-    for (size_t i = 0; i < json_array_size(values); i++)
-        neutral |= value_equal(at->value, json_array_get(values, i));
+    for (size_t i = 0; i < json_array_size(values); i++) neutral |= value_equal(at->value, json_array_get(values, i));
     json_decref(values);
     if (neutral) return true;
     if (f->neutral[0])
@@ -90,10 +89,14 @@ static bool field_read(struct api_parse *p, const struct field *f, const struct 
         if (!json_as_double(at, f->min, f->max, &x, p->e)) return false;
         *(float *)member = (float)x + 0.0f; /* -0 becomes 0 */
         return true;
-    case FIELD_BOOL: return json_as_bool(at, (bool *)member, p->e);
-    case FIELD_PART: return f->parse(p, at);
-    case FIELD_NOOP: return api_noop_check(p, at, f->noop);
-    case FIELD_REFUSED: return refused_check(f, at, p->e);
+    case FIELD_BOOL:
+        return json_as_bool(at, (bool *)member, p->e);
+    case FIELD_PART:
+        return f->parse(p, at);
+    case FIELD_NOOP:
+        return api_noop_check(p, at, f->noop);
+    case FIELD_REFUSED:
+        return refused_check(f, at, p->e);
     }
     return false;
 }

@@ -1,4 +1,4 @@
-/* api_parts.c - the request fields that have a shape of their own: prompts, messages, token lists, stops, biases.
+/* api_parts.c - the request fields that have a shape of their own: token lists, stops, biases, options, metadata.
  *
  * Every count is compared with its named limit before memory is taken for it, and memory is the request's arena.
  */
@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-static void *part_alloc(struct api_parse *p, size_t count, size_t bytes) {
+void *api_part_alloc(struct api_parse *p, size_t count, size_t bytes) {
     void *m = arena_alloc(&p->out->arena, count, bytes);
     if (!m) api_no_memory(p->e);
     return m;
@@ -20,11 +20,11 @@ static bool token_id_read(struct api_parse *p, const struct json_at *at, int32_t
     return true;
 }
 
-static bool token_ids_read(struct api_parse *p, const struct json_at *at, size_t n_min, size_t n_max,
-                           const int32_t **ids, uint32_t *n_ids) {
+bool api_token_ids_read(struct api_parse *p, const struct json_at *at, size_t n_min, size_t n_max, const int32_t **ids,
+                        uint32_t *n_ids) {
     if (!json_as_array(at, n_min, n_max, p->e)) return false;
     size_t n = json_count(at);
-    int32_t *out = part_alloc(p, n, sizeof *out);
+    int32_t *out = api_part_alloc(p, n, sizeof *out);
     if (!out) return false;
     for (size_t i = 0; i < n; i++) {
         struct json_at item = json_item(at, i);
@@ -44,7 +44,7 @@ static int id_compare(const void *a, const void *b) {
 static bool token_set_read(struct api_parse *p, const struct json_at *at, size_t n_min, size_t n_max, int32_t **ids,
                            uint32_t *n_ids) {
     const int32_t *list;
-    if (!token_ids_read(p, at, n_min, n_max, &list, n_ids)) return false;
+    if (!api_token_ids_read(p, at, n_min, n_max, &list, n_ids)) return false;
     int32_t *set = (int32_t *)list; /* ours: it was allocated just now */
     qsort(set, *n_ids, sizeof *set, id_compare);
     uint32_t n = 0;
@@ -64,121 +64,6 @@ bool part_model(struct api_parse *p, const struct json_at *at) {
     return json_err(at, ERR_NO_MODEL, p->e, "The model '%s' does not exist here.", name);
 }
 
-/* ---- prompts ---- */
-
-static bool prompt_read(struct api_parse *p, const struct json_at *at, struct api_prompt *out) {
-    if (json_is_string(at->value)) return json_as_string(at, SIZE_MAX, &out->text, &out->n_text, p->e);
-    if (!json_is_array(at->value))
-        return json_err(at, ERR_BAD_TYPE, p->e, "A prompt must be a string or an array of token ids.");
-    return token_ids_read(p, at, 1, UINT32_MAX, &out->ids, &out->n_ids);
-}
-
-bool part_prompt(struct api_parse *p, const struct json_at *at) {
-    struct api_request *r = p->out;
-    if (r->endpoint == API_TOKENIZE && !json_is_string(at->value))
-        return json_err(at, ERR_BAD_TYPE, p->e, "'prompt' must be a string.");
-    /* An array of numbers is one prompt; any other array holds prompts. */
-    bool several = json_is_array(at->value) && !json_is_number(json_array_get(at->value, 0));
-    if (several && !json_as_array(at, 1, PROMPTS_MAX, p->e)) return false;
-    size_t n = several ? json_count(at) : 1;
-    r->prompts = part_alloc(p, n, sizeof *r->prompts);
-    if (!r->prompts) return false;
-    for (size_t i = 0; i < n; i++) {
-        struct json_at item = several ? json_item(at, i) : *at;
-        if (!prompt_read(p, &item, &r->prompts[i])) return false;
-    }
-    r->n_prompts = (uint32_t)n;
-    return true;
-}
-
-bool part_tokens(struct api_parse *p, const struct json_at *at) {
-    return token_ids_read(p, at, 0, UINT32_MAX, &p->out->tokens, &p->out->n_tokens);
-}
-
-/* ---- messages ---- */
-
-static bool text_part_read(struct api_parse *p, const struct json_at *at, const char **text, size_t *n) {
-    static const char *const names[] = {"type", "text"};
-    struct json_at type, value;
-    const char *type_name;
-    if (!json_as_object(at, p->e) || !json_require(at, "type", &type, p->e)) return false;
-    if (!json_as_string(&type, 64, &type_name, NULL, p->e)) return false;
-    if (strcmp(type_name, "text") != 0)
-        return json_err(&type, ERR_UNSUPPORTED_FIELD, p->e, "Only text parts are supported.");
-    if (!json_only_members(at, names, ARRAY_COUNT(names), p->e)) return false;
-    return json_require(at, "text", &value, p->e) && json_as_string(&value, SIZE_MAX, text, n, p->e);
-}
-
-/* Text parts become one text, joined by line breaks. */
-static bool content_parts_read(struct api_parse *p, const struct json_at *at, struct chat_message *m) {
-    if (!json_as_array(at, 1, CONTENT_PARTS_MAX, p->e)) return false;
-    size_t n_parts = json_count(at), n_total = 0, n;
-    const char *text;
-    for (size_t i = 0; i < n_parts; i++) {
-        struct json_at part = json_item(at, i);
-        if (!text_part_read(p, &part, &text, &n)) return false;
-        n_total += n + 1; /* cannot wrap: the body that holds them is far smaller */
-    }
-    char *joined = part_alloc(p, n_total, 1);
-    if (!joined) return false;
-    size_t used = 0;
-    for (size_t i = 0; i < n_parts; i++) {
-        struct json_at part = json_item(at, i);
-        if (!text_part_read(p, &part, &text, &n)) return false;
-        if (i > 0) joined[used++] = '\n';
-        memcpy(joined + used, text, n);
-        used += n;
-    }
-    m->content = joined;
-    m->n_content = used;
-    return true;
-}
-
-static bool role_read(struct api_parse *p, const struct json_at *message, const char **role) {
-    static const char *const roles[] = {"system", "developer", "user", "assistant", "tool"};
-    struct json_at at;
-    const char *name;
-    if (!json_require(message, "role", &at, p->e) || !json_as_string(&at, 64, &name, NULL, p->e)) return false;
-    for (size_t i = 0; i < ARRAY_COUNT(roles); i++) {
-        if (strcmp(roles[i], name) != 0) continue;
-        *role = roles[i];
-        return true;
-    }
-    return json_err(&at, ERR_BAD_VALUE, p->e, "'role' must be system, developer, user, assistant or tool.");
-}
-
-static bool message_read(struct api_parse *p, const struct json_at *at, struct chat_message *m) {
-    static const char *const names[] = {"role", "content", "name", "tool_call_id", "refusal", "tool_calls"};
-    if (!json_as_object(at, p->e) || !json_only_members(at, names, ARRAY_COUNT(names), p->e)) return false;
-    struct json_at content, calls;
-    const char *label = NULL;
-    if (!role_read(p, at, &m->role)) return false;
-    if (!json_opt_string(at, "name", 256, &label, NULL, p->e)) return false;
-    if (!json_opt_string(at, "tool_call_id", 256, &label, NULL, p->e)) return false;
-    if (!json_opt_string(at, "refusal", SIZE_MAX, &label, NULL, p->e)) return false;
-    if (json_member(at, "tool_calls", &calls) && !(json_is_array(calls.value) && json_count(&calls) == 0))
-        return json_err(&calls, ERR_UNSUPPORTED_FIELD, p->e, "'tool_calls' is not supported.");
-    if (!json_require(at, "content", &content, p->e)) return false;
-    if (json_is_array(content.value)) return content_parts_read(p, &content, m);
-    return json_as_string(&content, SIZE_MAX, &m->content, &m->n_content, p->e);
-}
-
-bool part_messages(struct api_parse *p, const struct json_at *at) {
-    if (!json_as_array(at, 1, MESSAGES_MAX, p->e)) return false;
-    size_t n = json_count(at);
-    p->out->messages = part_alloc(p, n, sizeof *p->out->messages);
-    if (!p->out->messages) return false;
-    for (size_t i = 0; i < n; i++) {
-        struct json_at item = json_item(at, i);
-        if (!message_read(p, &item, &p->out->messages[i])) return false;
-    }
-    p->out->n_messages = (uint32_t)n;
-    if (p->out->endpoint == API_CHAT) p->out->n_prompts = 1;
-    return true;
-}
-
-/* ---- stops, biases, the rest ---- */
-
 static bool stop_read(struct api_parse *p, const struct json_at *at, struct stop_string *out) {
     const char *text;
     size_t n;
@@ -196,7 +81,7 @@ bool part_stop(struct api_parse *p, const struct json_at *at) {
         return json_err(at, ERR_BAD_TYPE, p->e, "'stop' must be a string or an array of strings.");
     if (several && !json_as_array(at, 0, STOP_STRINGS_MAX, p->e)) return false;
     size_t n = several ? json_count(at) : 1;
-    struct stop_string *strings = part_alloc(p, n, sizeof *strings);
+    struct stop_string *strings = api_part_alloc(p, n, sizeof *strings);
     if (!strings) return false;
     for (size_t i = 0; i < n; i++) {
         struct json_at item = several ? json_item(at, i) : *at;
@@ -236,7 +121,7 @@ bool part_logit_bias(struct api_parse *p, const struct json_at *at) {
     size_t n = json_count(at), i = 0;
     if (n > LOGIT_BIAS_MAX)
         return json_err(at, ERR_BAD_VALUE, p->e, "'logit_bias' must have at most %d members.", LOGIT_BIAS_MAX);
-    struct logit_bias *bias = part_alloc(p, n, sizeof *bias);
+    struct logit_bias *bias = api_part_alloc(p, n, sizeof *bias);
     if (!bias) return false;
     const char *key;
     json_t *value;
@@ -278,8 +163,7 @@ bool part_stream_options(struct api_parse *p, const struct json_at *at) {
     if (!json_opt_bool(at, "include_usage", &r->include_usage, p->e)) return false;
     if (!json_opt_bool(at, "continuous_usage_stats", &r->continuous_usage, p->e)) return false;
     if (!json_opt_bool(at, "include_obfuscation", &obfuscation, p->e)) return false;
-    if (obfuscation)
-        return json_err(at, ERR_UNSUPPORTED_FIELD, p->e, "'include_obfuscation' is not supported.");
+    if (obfuscation) return json_err(at, ERR_UNSUPPORTED_FIELD, p->e, "'include_obfuscation' is not supported.");
     return true;
 }
 
@@ -310,9 +194,12 @@ bool api_noop_check(struct api_parse *p, const struct json_at *at, enum noop_typ
     const char *text;
     bool flag;
     switch (type) {
-    case NOOP_STRING: return json_as_string(at, SIZE_MAX, &text, NULL, p->e);
-    case NOOP_BOOL: return json_as_bool(at, &flag, p->e);
-    case NOOP_METADATA: return metadata_check(p, at);
+    case NOOP_STRING:
+        return json_as_string(at, SIZE_MAX, &text, NULL, p->e);
+    case NOOP_BOOL:
+        return json_as_bool(at, &flag, p->e);
+    case NOOP_METADATA:
+        return metadata_check(p, at);
     }
     return false;
 }

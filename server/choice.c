@@ -137,7 +137,9 @@ void choice_free(struct choice *c) {
 
 /* ---- the prompt, where the reply shows it ---- */
 
-static bool echo_scored(const struct api_request *api) { return api->echo && api->n_logprobs >= 0; }
+static bool echo_scored(const struct api_request *api) {
+    return api->echo && api->n_logprobs >= 0;
+}
 
 static bool piece_add(struct strbuf *text, uint32_t *n_chars, char *piece, size_t n) {
     if (!piece) return false;

@@ -19,8 +19,9 @@ const struct options_spec server_options_spec = {
     .program = "choird",
     .usage = "choird MODEL [options]",
     .summary = "serves one language model over an OpenAI-compatible HTTP API",
-    .description = "Loads MODEL and answers /v1/completions, /v1/chat/completions, /v1/models, /tokenize, /detokenize, "
-                   "/health, /ready, /metrics and /version. SIGTERM lets running requests finish; a second one does not.",
+    .description =
+        "Loads MODEL and answers /v1/completions, /v1/chat/completions, /v1/models, /tokenize, /detokenize, "
+        "/health, /ready, /metrics and /version. SIGTERM lets running requests finish; a second one does not.",
     .examples = "choird model.gguf\n"
                 "    serve on 127.0.0.1:8000\n"
                 "choird model.gguf --host 0.0.0.0 --port 9000 --api-key SECRET --kv-memory 4G\n"

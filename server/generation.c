@@ -209,8 +209,12 @@ void generation_event(struct generation *g, struct choice *c, struct engine_even
         c->token_ns = ev->time_ns;
         choice_token(c, ev);
         break;
-    case EVENT_FINISH: finish_event(g, c, ev); break;
-    case EVENT_FAIL: generation_fail(g, &ev->err); break;
+    case EVENT_FINISH:
+        finish_event(g, c, ev);
+        break;
+    case EVENT_FAIL:
+        generation_fail(g, &ev->err);
+        break;
     }
 }
 

@@ -30,11 +30,11 @@ struct generation;
 struct prompt_part {
     struct prompt_tokens tokens;
     uint32_t n_cached;
-    bool waits;                    /* for the prompt's log-probabilities, which come before any text */
-    uint32_t n_scored;             /* positions whose log-probabilities have come; they come in order */
-    uint32_t n_chars;              /* code points of the echo */
-    uint32_t n_scored_chars;       /* of these, before the next position to score */
-    struct detok detok;            /* of the positions scored so far */
+    bool waits;              /* for the prompt's log-probabilities, which come before any text */
+    uint32_t n_scored;       /* positions whose log-probabilities have come; they come in order */
+    uint32_t n_chars;        /* code points of the echo */
+    uint32_t n_scored_chars; /* of these, before the next position to score */
+    struct detok detok;      /* of the positions scored so far */
     struct strbuf echo;
     struct logprobs_legacy legacy; /* of the echo */
     struct strbuf logprobs;        /* prompt_logprobs */
@@ -51,22 +51,22 @@ struct choice {
     int32_t stop_token;        /* the stop token that the request named, or -1 */
     struct detok detok;
     struct stop_scan scan;
-    struct strbuf text;        /* streams: not sent yet; else all. Its last bytes may begin a stop string */
+    struct strbuf text; /* streams: not sent yet; else all. Its last bytes may begin a stop string */
     struct strbuf token_ids, chat_logprobs; /* likewise, without their brackets */
     struct logprobs_legacy legacy;          /* likewise */
-    uint32_t n_tokens;         /* counted in usage */
-    uint32_t n_chars;          /* code points decoded, the echo's included */
-    bool begun;                /* streams: its first chunk is out */
-    bool ended;                /* streams: its chunk with finish_reason is out */
-    uint64_t token_ns;         /* time of the last token */
+    uint32_t n_tokens;                      /* counted in usage */
+    uint32_t n_chars;                       /* code points decoded, the echo's included */
+    bool begun;                             /* streams: its first chunk is out */
+    bool ended;                             /* streams: its chunk with finish_reason is out */
+    uint64_t token_ns;                      /* time of the last token */
 };
 
 struct generation {
     struct server *server;
     struct http_reply *reply; /* NULL: answered */
     atomic_bool gone;
-    bool began;               /* streams: the header is out */
-    bool queued_flush;        /* is in the output thread's list of this batch */
+    bool began;                     /* streams: the header is out */
+    bool queued_flush;              /* is in the output thread's list of this batch */
     struct generation *prev, *next; /* output thread's list of all */
     struct generation *next_flush;
     struct generation *next_inbox;
@@ -104,7 +104,9 @@ void generation_flush(struct generation *g);
 void generation_fail(struct generation *g, const struct err *e);
 /* The client has gone: nothing is written any more. */
 void generation_drop(struct generation *g);
-static inline bool generation_over(const struct generation *g) { return !g->reply && g->n_open == 0; }
+static inline bool generation_over(const struct generation *g) {
+    return !g->reply && g->n_open == 0;
+}
 void generation_close(struct generation *g);
 
 /* ---- choice.c: tokens become text ---- */

@@ -25,8 +25,8 @@ enum { DRAIN_LOOK_MS = 20, ABORT_MS = 3000, FLUSH_MS = 2000 };
 struct loading {
     struct server *server;
     pthread_t thread;
-    int fd;     /* eventfd: written when done */
-    bool ok;    /* read after fd */
+    int fd;  /* eventfd: written when done */
+    bool ok; /* read after fd */
     struct err err;
 };
 
@@ -46,11 +46,14 @@ static void *load_main(void *arg) {
         progress_ready(s);
     }
     uint64_t one = 1;
-    while (write(l->fd, &one, sizeof one) < 0) {} /* an eventfd takes it; only a signal can interrupt */
+    while (write(l->fd, &one, sizeof one) < 0) {
+    } /* an eventfd takes it; only a signal can interrupt */
     return NULL;
 }
 
-static void error_print(const struct err *e) { fprintf(stderr, "choird: %s\n", e->message); }
+static void error_print(const struct err *e) {
+    fprintf(stderr, "choird: %s\n", e->message);
+}
 
 /* Threads inherit the mask, so that only the signalfd sees these signals. */
 static int signals_open(void) {

@@ -8,9 +8,12 @@ int main(int argc, char **argv) {
     static struct server s; /* large, and lives as long as the process */
     struct options_store store = {0};
     switch (options_parse(&server_options_spec, &s.options, &store, argc, argv)) {
-    case OPTIONS_DONE: return 0;
-    case OPTIONS_WRONG: return 1;
-    case OPTIONS_RUN: break;
+    case OPTIONS_DONE:
+        return 0;
+    case OPTIONS_WRONG:
+        return 1;
+    case OPTIONS_RUN:
+        break;
     }
     struct err e;
     int status = 1;

@@ -43,7 +43,9 @@ void output_notice_gone(struct output *o) {
     engine_wake(o->server->engine);
 }
 
-uint32_t output_count(struct output *o) { return atomic_load(&o->n_live); }
+uint32_t output_count(struct output *o) {
+    return atomic_load(&o->n_live);
+}
 
 static void list_add(struct output *o, struct generation *g) {
     g->prev = NULL;
@@ -183,4 +185,6 @@ bool output_close(struct output *o, uint32_t timeout_ms) {
     return true;
 }
 
-void output_free(struct output *o) { pthread_mutex_destroy(&o->mutex); }
+void output_free(struct output *o) {
+    pthread_mutex_destroy(&o->mutex);
+}

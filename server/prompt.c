@@ -15,19 +15,21 @@ static bool ids_copy(const struct api_prompt *p, struct prompt_tokens *out, stru
     return true;
 }
 
-static const char *prompt_field(const struct api_request *r) { return r->endpoint == API_CHAT ? "messages" : "prompt"; }
+static const char *prompt_field(const struct api_request *r) {
+    return r->endpoint == API_CHAT ? "messages" : "prompt";
+}
 
 static bool context_err(const struct api_request *r, uint32_t max_model_len, uint32_t n_prompt, struct err *e) {
     uint32_t n_more = r->max_tokens >= 0 ? (uint32_t)r->max_tokens : 1;
-    return err_set_param(e, ERR_CONTEXT_LENGTH, prompt_field(r),
-                         "This model's maximum context length is %u tokens. However, you requested at least %llu tokens "
-                         "(%u in the %s, %u in the completion). Please reduce the length of the %s or completion.",
-                         max_model_len, (unsigned long long)n_prompt + n_more, n_prompt, prompt_field(r), n_more,
-                         prompt_field(r));
+    return err_set_param(
+        e, ERR_CONTEXT_LENGTH, prompt_field(r),
+        "This model's maximum context length is %u tokens. However, you requested at least %llu tokens "
+        "(%u in the %s, %u in the completion). Please reduce the length of the %s or completion.",
+        max_model_len, (unsigned long long)n_prompt + n_more, n_prompt, prompt_field(r), n_more, prompt_field(r));
 }
 
-static bool prompt_encode(const struct api_request *r, uint32_t index, const struct tokenizer *t, uint32_t max_model_len,
-                          struct prompt_tokens *out, struct err *e) {
+static bool prompt_encode(const struct api_request *r, uint32_t index, const struct tokenizer *t,
+                          uint32_t max_model_len, struct prompt_tokens *out, struct err *e) {
     size_t n = 0;
     bool ok = true;
     if (r->endpoint == API_CHAT) {
@@ -49,7 +51,8 @@ static bool prompt_encode(const struct api_request *r, uint32_t index, const str
     uint64_t n_more = r->max_tokens >= 0 ? (uint64_t)r->max_tokens : 1;
     if (n + n_more > max_model_len) return context_err(r, max_model_len, out->n, e);
     if ((uint32_t)r->min_tokens > prompt_max_tokens(r, out->n, max_model_len))
-        return err_set_param(e, ERR_CONTEXT_LENGTH, "min_tokens", "'min_tokens' is more than the context has room for.");
+        return err_set_param(e, ERR_CONTEXT_LENGTH, "min_tokens",
+                             "'min_tokens' is more than the context has room for.");
     return true;
 }
 
@@ -66,7 +69,7 @@ static bool logprobs_fit(const struct api_request *r, const struct prompt_tokens
         if (!r->stream) entries += n_out * (uint64_t)(r->n_logprobs + 1) * (uint64_t)r->n;
     }
     if (entries <= LOGPROB_ENTRIES_MAX) return true;
-    const char *field = r->n_logprobs > 0 ? (r->endpoint == API_CHAT ? "top_logprobs" : "logprobs")
+    const char *field = r->n_logprobs > 0         ? (r->endpoint == API_CHAT ? "top_logprobs" : "logprobs")
                         : r->prompt_logprobs >= 0 ? "prompt_logprobs"
                                                   : "logprobs";
     return err_set_param(e, ERR_BAD_VALUE, field,
@@ -89,7 +92,8 @@ uint32_t prompt_max_tokens(const struct api_request *r, uint32_t n_prompt, uint3
     uint32_t left = max_model_len - n_prompt;
     if (r->max_tokens >= 0) return (uint32_t)r->max_tokens;
     if (r->endpoint == API_CHAT) return left;
-    uint32_t standard = (uint32_t)(r->min_tokens > COMPLETION_TOKENS_DEFAULT ? r->min_tokens : COMPLETION_TOKENS_DEFAULT);
+    uint32_t standard =
+        (uint32_t)(r->min_tokens > COMPLETION_TOKENS_DEFAULT ? r->min_tokens : COMPLETION_TOKENS_DEFAULT);
     return standard < left ? standard : left;
 }
 

@@ -7,7 +7,9 @@
 
 #include <string.h>
 
-static bool is_chat(const struct generation *g) { return g->api.endpoint == API_CHAT; }
+static bool is_chat(const struct generation *g) {
+    return g->api.endpoint == API_CHAT;
+}
 
 static const char *object_name(const struct generation *g) {
     if (!is_chat(g)) return "text_completion";
@@ -169,8 +171,8 @@ void reply_chunk_write(struct generation *g, struct choice *c) {
     size_t held = c->finish_reason ? 0 : stop_scan_held(&c->scan, &g->api.stop);
     ASSERT(held <= c->text.count || c->text.failed);
     size_t n_text = c->text.failed ? 0 : c->text.count - held;
-    bool something = n_text > 0 || c->token_ids.count > 0 || c->chat_logprobs.count > 0 ||
-                     c->legacy.tokens.count > 0 || c->finish_reason;
+    bool something = n_text > 0 || c->token_ids.count > 0 || c->chat_logprobs.count > 0 || c->legacy.tokens.count > 0 ||
+                     c->finish_reason;
     if (!something) return;
     if (first && is_chat(g)) role_chunk_write(g, c);
     c->begun = true;

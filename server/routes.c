@@ -31,9 +31,12 @@ bool server_is_stalled(struct server *s) {
 
 bool server_takes_requests(struct server *s, struct err *e) {
     switch (server_state(s)) {
-    case SERVER_LOADING: return err_set(e, ERR_OVERLOADED, "The model is being loaded; try again in a moment.");
-    case SERVER_DRAINING: return err_set(e, ERR_OVERLOADED, "The server is stopping; send the request to another one.");
-    case SERVER_READY: break;
+    case SERVER_LOADING:
+        return err_set(e, ERR_OVERLOADED, "The model is being loaded; try again in a moment.");
+    case SERVER_DRAINING:
+        return err_set(e, ERR_OVERLOADED, "The server is stopping; send the request to another one.");
+    case SERVER_READY:
+        break;
     }
     if (server_is_stalled(s))
         return err_set(e, ERR_OVERLOADED, "The engine does not answer; send the request to another server.");
@@ -67,8 +70,12 @@ void route_ready(struct http_reply *r, const struct http_request *q, void *arg) 
     (void)q;
     struct server *s = arg;
     switch (server_state(s)) {
-    case SERVER_LOADING: status_send(r, 503, atomic_load(&s->load_stage)); break;
-    case SERVER_DRAINING: status_send(r, 503, "draining"); break;
+    case SERVER_LOADING:
+        status_send(r, 503, atomic_load(&s->load_stage));
+        break;
+    case SERVER_DRAINING:
+        status_send(r, 503, "draining");
+        break;
     case SERVER_READY:
         if (server_is_stalled(s)) {
             status_send(r, 503, "stalled");

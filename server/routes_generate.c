@@ -39,4 +39,6 @@ void route_completions(struct http_reply *r, const struct http_request *q, void 
     generate(arg, r, q, API_COMPLETIONS);
 }
 
-void route_chat(struct http_reply *r, const struct http_request *q, void *arg) { generate(arg, r, q, API_CHAT); }
+void route_chat(struct http_reply *r, const struct http_request *q, void *arg) {
+    generate(arg, r, q, API_CHAT);
+}

@@ -6,7 +6,9 @@
 
 #include <string.h>
 
-static uint64_t rotl(uint64_t x, unsigned n) { return x << n | x >> (64 - n); }
+static uint64_t rotl(uint64_t x, unsigned n) {
+    return x << n | x >> (64 - n);
+}
 
 static void sip_round(uint64_t v[4]) {
     v[0] += v[1], v[1] = rotl(v[1], 13) ^ v[0], v[0] = rotl(v[0], 32);
@@ -41,7 +43,9 @@ uint64_t siphash24(const uint64_t k[2], const void *bytes, size_t n) {
     return v[0] ^ v[1] ^ v[2] ^ v[3];
 }
 
-void salt_init(struct salt_key *key) { random_bytes(key->k, sizeof key->k); }
+void salt_init(struct salt_key *key) {
+    random_bytes(key->k, sizeof key->k);
+}
 
 uint64_t salt_of(const struct salt_key *key, int key_index, const char *salt, size_t n_salt) {
     unsigned char text[5 + CACHE_SALT_BYTES_MAX];

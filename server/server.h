@@ -52,7 +52,7 @@ struct server {
     struct metrics *metrics;
     struct salt_key salt;
     struct http_server *http;
-    int64_t created; /* seconds since 1970 */
+    int64_t created;  /* seconds since 1970 */
     bool on_terminal; /* stderr: of the loading thread */
 };
 
@@ -69,8 +69,8 @@ extern const struct http_route server_routes[];
 extern const size_t server_n_routes;
 
 /* ---- handlers by file ---- */
-http_handler route_completions, route_chat;       /* routes_generate.c */
-http_handler route_tokenize, route_detokenize;    /* routes_text.c */
+http_handler route_completions, route_chat;                                                      /* routes_generate.c */
+http_handler route_tokenize, route_detokenize;                                                   /* routes_text.c */
 http_handler route_models, route_model, route_health, route_ready, route_version, route_metrics; /* routes.c */
 
 /* ---- stats.c: metrics ---- */

@@ -10,7 +10,9 @@ static const struct metric_info infos[] = {
 #undef METRIC
 };
 
-static double seconds(uint64_t from_ns, uint64_t to_ns) { return to_ns > from_ns ? (double)(to_ns - from_ns) / 1e9 : 0; }
+static double seconds(uint64_t from_ns, uint64_t to_ns) {
+    return to_ns > from_ns ? (double)(to_ns - from_ns) / 1e9 : 0;
+}
 
 void stats_open(struct server *s) {
     struct metric_label label = {.name = "model_name", .value = s->model.names[0]};
@@ -18,19 +20,18 @@ void stats_open(struct server *s) {
     ASSERT(s->metrics); /* at start only */
 }
 
-void stats_close(struct server *s) { metrics_close(s->metrics); }
+void stats_close(struct server *s) {
+    metrics_close(s->metrics);
+}
 
 void stats_loaded(struct server *s) {
     static const char *const phases[] = {"open", "tokenizer", "weights", "warm-up"};
     const struct engine_info *info = engine_info(s->engine);
-    struct engine_stats es;
-    engine_stats_get(s->engine, &es);
     for (size_t i = 0; i < ARRAY_COUNT(phases); i++)
         metrics_set_labels(s->metrics, METRIC_load_seconds, METRIC_VALUES(phases[i]), info->load_s[i]);
     char block[24], blocks[24];
-    uint64_t block_tokens = es.kv_pages_total ? info->kv_tokens_max / es.kv_pages_total : 0;
-    snprintf(block, sizeof block, "%llu", (unsigned long long)block_tokens);
-    snprintf(blocks, sizeof blocks, "%u", es.kv_pages_total);
+    snprintf(block, sizeof block, "%d", KV_PAGE_TOKENS);
+    snprintf(blocks, sizeof blocks, "%llu", (unsigned long long)(info->kv_tokens_max / KV_PAGE_TOKENS));
     const char *reuse = s->options.prefix_cache ? "True" : "False"; /* as vLLM spells them */
     metrics_set_labels(s->metrics, METRIC_cache_config, METRIC_VALUES(block, blocks, reuse, s->options.kv_type), 1);
     metrics_set_labels(s->metrics, METRIC_build_info, METRIC_VALUES(CHOIR_VERSION, info->isa, info->numerics_id), 1);

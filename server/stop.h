@@ -34,7 +34,8 @@ struct stop_hit {
     size_t n_kept; /* bytes of `text` up to and including the match (none: all of them) */
 };
 /* Feeds text; when armed, stops at the first match (then the scan must not be fed again), else passes over matches. */
-struct stop_hit stop_scan_feed(struct stop_scan *scan, const struct stop_set *set, const char *text, size_t n, bool armed);
+struct stop_hit stop_scan_feed(struct stop_scan *scan, const struct stop_set *set, const char *text, size_t n,
+                               bool armed);
 /* How many of the last bytes fed may be the beginning of a match. */
 size_t stop_scan_held(const struct stop_scan *scan, const struct stop_set *set);
 

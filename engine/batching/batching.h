@@ -91,8 +91,8 @@ struct step_plan {
     uint32_t n_tokens;
     uint32_t n_preempted;
 };
-/* Decides the next step and grows KV for it. n_seqs 0: nothing to do. The plan belongs to the scheduler and is
- * valid until the next call. */
+/* Decides the next step and grows KV for it. n_seqs 0: nothing to do. The plan belongs to the scheduler and stays
+ * as it is until the next sched_plan; after sched_remove its pointer to that sequence is the caller's business. */
 const struct step_plan *sched_plan(struct sched *s);
 /* The plan was computed (before the engine appends sampled tokens and removes finished sequences). */
 void sched_commit(struct sched *s);

@@ -72,6 +72,7 @@ const struct step_plan *sched_plan(struct sched *s) {
 }
 
 void sched_commit(struct sched *s) {
+    if (!s->in_step) return;
     for (uint32_t i = 0; i < s->plan.n_seqs; i++) {
         struct seq *q = s->plan.seqs[i].seq;
         q->n_computed += s->plan.seqs[i].n_rows;
@@ -79,6 +80,5 @@ void sched_commit(struct sched *s) {
         if (q->n_computed == q->n_tokens) q->state = SEQ_DECODE;
         if (q->followers) followers_release(s, q, q->n_computed);
     }
-    s->plan.n_seqs = s->plan.n_tokens = 0;
     s->in_step = false;
 }

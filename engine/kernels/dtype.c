@@ -13,9 +13,9 @@ static const struct dtype_info {
     const char *name;
     uint32_t block_len, block_bytes;
 } infos[DT_COUNT] = {
-    [DT_F32] = {"f32", 1, 4},        [DT_F16] = {"f16", 1, 2},        [DT_BF16] = {"bf16", 1, 2},
-    [DT_I8] = {"i8", 1, 1},          [DT_Q4_0] = {"q4_0", 32, 18},    [DT_Q5_0] = {"q5_0", 32, 22},
-    [DT_Q8_0] = {"q8_0", 32, 34},    [DT_Q4_K] = {"q4_k", 256, 144},  [DT_Q5_K] = {"q5_k", 256, 176},
+    [DT_F32] = {"f32", 1, 4},       [DT_F16] = {"f16", 1, 2},       [DT_BF16] = {"bf16", 1, 2},
+    [DT_I8] = {"i8", 1, 1},         [DT_Q4_0] = {"q4_0", 32, 18},   [DT_Q5_0] = {"q5_0", 32, 22},
+    [DT_Q8_0] = {"q8_0", 32, 34},   [DT_Q4_K] = {"q4_k", 256, 144}, [DT_Q5_K] = {"q5_k", 256, 176},
     [DT_Q6_K] = {"q6_k", 256, 210},
 };
 
@@ -110,21 +110,37 @@ void dtype_to_f32(enum dtype t, const void *src, float *dst, size_t n) {
     const uint8_t *b = src;
     for (size_t i = 0; i < n; i += len, b += bytes) {
         switch (t) {
-        case DT_Q4_0: q4_0_to_f32(b, dst + i); break;
-        case DT_Q5_0: q5_0_to_f32(b, dst + i); break;
-        case DT_Q8_0: q8_0_to_f32(b, dst + i); break;
-        case DT_Q4_K: q45_k_to_f32(b, dst + i, false); break;
-        case DT_Q5_K: q45_k_to_f32(b, dst + i, true); break;
-        default: q6_k_to_f32(b, dst + i); break;
+        case DT_Q4_0:
+            q4_0_to_f32(b, dst + i);
+            break;
+        case DT_Q5_0:
+            q5_0_to_f32(b, dst + i);
+            break;
+        case DT_Q8_0:
+            q8_0_to_f32(b, dst + i);
+            break;
+        case DT_Q4_K:
+            q45_k_to_f32(b, dst + i, false);
+            break;
+        case DT_Q5_K:
+            q45_k_to_f32(b, dst + i, true);
+            break;
+        default:
+            q6_k_to_f32(b, dst + i);
+            break;
         }
     }
 }
 
 /* ---- Slices ---- */
 
-uint32_t dtype_slice_unit(enum dtype t) { return t == DT_BF16 ? 2 : dtype_block_len(t); }
+uint32_t dtype_slice_unit(enum dtype t) {
+    return t == DT_BF16 ? 2 : dtype_block_len(t);
+}
 
-struct slices slices_single(uint32_t n_cols) { return (struct slices){.count = 1, .edge = {0, n_cols}}; }
+struct slices slices_single(uint32_t n_cols) {
+    return (struct slices){.count = 1, .edge = {0, n_cols}};
+}
 
 struct slices slices_canonical(enum dtype t, uint32_t n_cols) {
     struct slices s = {.count = SLICE_COUNT};

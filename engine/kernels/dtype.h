@@ -12,7 +12,9 @@ static inline uint32_t u32_load(const void *p) {
     return v;
 }
 
-static inline void u32_store(void *p, uint32_t v) { memcpy(p, &v, 4); }
+static inline void u32_store(void *p, uint32_t v) {
+    memcpy(p, &v, 4);
+}
 
 static inline uint16_t u16_load(const void *p) {
     uint16_t v;
@@ -47,8 +49,12 @@ static inline float f16_to_f32(uint16_t h) {
     return f32_from_bits(sign | (exp + 112) << 23 | man << 13);
 }
 
-static inline float f16_load(const void *p) { return f16_to_f32(u16_load(p)); }
-static inline float bf16_load(const void *p) { return f32_from_bits((uint32_t)u16_load(p) << 16); }
+static inline float f16_load(const void *p) {
+    return f16_to_f32(u16_load(p));
+}
+static inline float bf16_load(const void *p) {
+    return f32_from_bits((uint32_t)u16_load(p) << 16);
+}
 
 /* Single to bfloat16, nearest even; denormals become zero, NaN stays a (quiet) NaN. */
 static inline uint16_t bf16_from_f32(float f) {

@@ -6,7 +6,7 @@
  *
  * The promise (docs/ARCHITECTURE.md, "Exactness"): an output row is a function of its own input row, the
  * weights and the absolute position. It never depends on the number of rows in the call, the row's index,
- * the number of threads or the instruction set. The scalar C version (cpu/scalar_*.c) is the definition;
+ * the number of threads or the instruction set. The scalar C version (cpu/..._scalar.c) is the definition;
  * every other path equals it bit for bit.
  *
  * All float buffers are fp32, row-major, [n_tokens][stride] with stride = the row length unless said.
@@ -57,7 +57,7 @@ struct slices {
     uint32_t count;
     uint32_t edge[SLICE_COUNT + 1];
 };
-/* The canonical edges of a full weight: floor(i * n_blocks / 8) blocks of the dtype. */
+/* The canonical edges of a full weight: floor(i * n_blocks / 8) blocks of the dtype (BF16: pairs of columns). */
 struct slices slices_canonical(enum dtype t, uint32_t n_cols);
 struct slices slices_single(uint32_t n_cols);
 
@@ -141,10 +141,10 @@ struct kernels_options {
 struct kernels {
     const char *backend;      /* "cpu" */
     const char *isa;          /* "scalar", "avx2", "avx512": the speed path; all give the same bits */
-    const char *numeric_path; /* names the arithmetic, part of the numerics id: "cpu-fma-v1" */
+    const char *numeric_path; /* names the arithmetic, part of the numerics id: "cpu-v1" */
     uint32_t n_threads;
 
-    void (*close)(struct kernels *k);
+    void (*close)(struct kernels *k); /* after everything that came from it was freed */
 
     void *(*buf_alloc)(struct kernels *k, size_t bytes); /* NULL when there is no memory */
     void (*buf_free)(struct kernels *k, void *p, size_t bytes);
@@ -173,7 +173,7 @@ struct kernels {
     void (*act_pack)(struct kernels *k, const float *x, uint32_t x_stride, uint32_t n_tokens, uint32_t n_cols,
                      struct act *out, unsigned formats);
 
-    /* n matrices that read the same x, in one go. */
+    /* n matrices that read the same x, in one go. n_tokens and n_cols as x was packed. */
     void (*matmul)(struct kernels *k, const struct matmul *m, uint32_t n, const struct act *x, uint32_t n_tokens);
     /* out = activation(gate(x)) * up(x) in `formats`; gate and up have equal shape [n_ff][n_cols]. */
     void (*matmul_gated)(struct kernels *k, const struct weight *gate, const struct weight *up, enum activation f,

@@ -21,7 +21,8 @@
 const struct field_info config_fields[FIELDS] = {
     [FIELD_LAYERS] = {"block_count", "num_hidden_layers", offsetof(struct model_config, n_layers), 1, LAYERS_MAX},
     [FIELD_DIM] = {"embedding_length", "hidden_size", offsetof(struct model_config, dim), 16, DIM_MAX},
-    [FIELD_HEADS] = {"attention.head_count", "num_attention_heads", offsetof(struct model_config, n_heads), 1, HEADS_MAX},
+    [FIELD_HEADS] = {"attention.head_count", "num_attention_heads", offsetof(struct model_config, n_heads), 1,
+                     HEADS_MAX},
     [FIELD_KV_HEADS] = {"attention.head_count_kv", "num_key_value_heads", offsetof(struct model_config, n_kv_heads), 1,
                         HEADS_MAX},
     [FIELD_HEAD_DIM] = {"attention.key_length", "head_dim", offsetof(struct model_config, head_dim), 16, HEAD_DIM_MAX},
@@ -37,8 +38,12 @@ static const struct family families[] = {
         .model_type = "llama",
         .gguf_rope = ROPE_INTERLEAVED,
         .activation = ACTIVATION_SILU,
-        .hf_default = {[FIELD_LAYERS] = 32, [FIELD_DIM] = 4096, [FIELD_HEADS] = 32, [FIELD_FF] = 11008,
-                       [FIELD_VOCAB] = 32000, [FIELD_CONTEXT] = 2048},
+        .hf_default = {[FIELD_LAYERS] = 32,
+                       [FIELD_DIM] = 4096,
+                       [FIELD_HEADS] = 32,
+                       [FIELD_FF] = 11008,
+                       [FIELD_VOCAB] = 32000,
+                       [FIELD_CONTEXT] = 2048},
     },
     {
         .arch = "qwen3",
@@ -47,8 +52,14 @@ static const struct family families[] = {
         .activation = ACTIVATION_SILU,
         .qk_norm = true,
         .hf_windows = true,
-        .hf_default = {[FIELD_LAYERS] = 32, [FIELD_DIM] = 4096, [FIELD_HEADS] = 32, [FIELD_KV_HEADS] = 32,
-                       [FIELD_HEAD_DIM] = 128, [FIELD_FF] = 22016, [FIELD_VOCAB] = 151936, [FIELD_CONTEXT] = 32768},
+        .hf_default = {[FIELD_LAYERS] = 32,
+                       [FIELD_DIM] = 4096,
+                       [FIELD_HEADS] = 32,
+                       [FIELD_KV_HEADS] = 32,
+                       [FIELD_HEAD_DIM] = 128,
+                       [FIELD_FF] = 22016,
+                       [FIELD_VOCAB] = 151936,
+                       [FIELD_CONTEXT] = 32768},
     },
     {
         .arch = "gemma3",
@@ -59,8 +70,14 @@ static const struct family families[] = {
         .gemma = true,
         .hf_windows = true,
         .hf_tied = true,
-        .hf_default = {[FIELD_LAYERS] = 26, [FIELD_DIM] = 2304, [FIELD_HEADS] = 8, [FIELD_KV_HEADS] = 4,
-                       [FIELD_HEAD_DIM] = 256, [FIELD_FF] = 9216, [FIELD_VOCAB] = 262208, [FIELD_CONTEXT] = 131072},
+        .hf_default = {[FIELD_LAYERS] = 26,
+                       [FIELD_DIM] = 2304,
+                       [FIELD_HEADS] = 8,
+                       [FIELD_KV_HEADS] = 4,
+                       [FIELD_HEAD_DIM] = 256,
+                       [FIELD_FF] = 9216,
+                       [FIELD_VOCAB] = 262208,
+                       [FIELD_CONTEXT] = 131072},
     },
 };
 
@@ -94,8 +111,8 @@ uint32_t *config_field(struct model_config *c, enum field field) {
 bool config_set_field(struct model_config *c, enum field field, int64_t value, const char *key, struct err *e) {
     const struct field_info *info = &config_fields[field];
     if (value < info->min || value > info->max) {
-        return err_set_param(e, ERR_LOAD, key, "'%s' is %" PRId64 "; %" PRIu32 " to %" PRIu32 " can be loaded", key, value,
-                             info->min, info->max);
+        return err_set_param(e, ERR_LOAD, key, "'%s' is %" PRId64 "; %" PRIu32 " to %" PRIu32 " can be loaded", key,
+                             value, info->min, info->max);
     }
     *config_field(c, field) = (uint32_t)value;
     return true;

@@ -32,17 +32,23 @@ static struct key key_of(const struct source *s, const char *suffix) {
 
 /* Suffixes beside those of config_fields. */
 static const char *const known_keys[] = {
-    "attention.value_length", "attention.layer_norm_rms_epsilon", "attention.causal", "rope.dimension_count",
-    "rope.freq_base", "rope.scale_linear", "rope.scaling.type", "rope.scaling.factor",
-    "rope.scaling.original_context_length", "rope.scaling.attn_factor", "rope.scaling.yarn_beta_fast",
+    "attention.value_length",
+    "attention.layer_norm_rms_epsilon",
+    "attention.causal",
+    "rope.dimension_count",
+    "rope.freq_base",
+    "rope.scale_linear",
+    "rope.scaling.type",
+    "rope.scaling.factor",
+    "rope.scaling.original_context_length",
+    "rope.scaling.attn_factor",
+    "rope.scaling.yarn_beta_fast",
     "rope.scaling.yarn_beta_slow",
     "rope.scaling.finetuned", /* says how the model was trained, not how it is run */
     "tensor_data_layout",     /* a note of old converters; the layout is the same */
 };
-static const char *const gemma_keys[] = {
-    "attention.sliding_window", "attention.sliding_window_pattern", "rope.freq_base_swa", "final_logit_softcapping",
-    "attn_logit_softcapping",
-};
+static const char *const gemma_keys[] = {"attention.sliding_window", "attention.sliding_window_pattern",
+                                         "rope.freq_base_swa", "final_logit_softcapping", "attn_logit_softcapping"};
 
 static bool suffix_in(struct name suffix, const char *const *list, size_t n) {
     for (size_t i = 0; i < n; i++) {
@@ -63,7 +69,8 @@ static bool check_keys(const struct source *s) {
         for (size_t k = 0; k < FIELDS && !known; k++) known = suffix_in(suffix, &config_fields[k].gguf, 1);
         if (!known) {
             struct shown shown = name_shown(name_of(key, n));
-            return load_err(s->e, name_of(key, n), "Key '%s' is not known here: the model needs something that Choir does not have",
+            return load_err(s->e, name_of(key, n),
+                            "Key '%s' is not known here: the model needs something that Choir does not have",
                             shown.text);
         }
     }
@@ -108,20 +115,23 @@ static bool read_field(const struct source *s, struct model_config *c, enum fiel
 static bool read_vocab(const struct source *s, struct model_config *c) {
     const struct tensor *embed = tensor_file_find(s->f, "token_embd.weight");
     if (!embed || embed->n_dims != 2) {
-        return err_set_param(s->e, ERR_LOAD, "token_embd.weight", "Tensor 'token_embd.weight' is missing or not a matrix");
+        return err_set_param(s->e, ERR_LOAD, "token_embd.weight",
+                             "Tensor 'token_embd.weight' is missing or not a matrix");
     }
     int64_t rows = embed->shape[0] > VOCAB_MAX ? INT64_MAX : (int64_t)embed->shape[0], keyed = rows;
     struct key key = key_of(s, "vocab_size");
     if (!opt_u32(s, "vocab_size", &keyed)) return false;
     if (!config_set_field(c, FIELD_VOCAB, keyed, key.text, s->e)) return false;
     if (keyed != rows) {
-        return err_set_param(s->e, ERR_LOAD, key.text, "Key '%s' is %" PRId64 ", but 'token_embd.weight' has %" PRId64 " rows",
-                             key.text, keyed, rows);
+        return err_set_param(s->e, ERR_LOAD, key.text,
+                             "Key '%s' is %" PRId64 ", but 'token_embd.weight' has %" PRId64 " rows", key.text, keyed,
+                             rows);
     }
     struct gguf_array tokens;
     if (gguf_get_array(s->f, "tokenizer.ggml.tokens", &tokens) && tokens.count != (uint64_t)rows) {
         return err_set_param(s->e, ERR_LOAD, "tokenizer.ggml.tokens",
-                             "Key 'tokenizer.ggml.tokens' has %" PRIu64 " elements, but 'token_embd.weight' has %" PRId64 " rows",
+                             "Key 'tokenizer.ggml.tokens' has %" PRIu64
+                             " elements, but 'token_embd.weight' has %" PRId64 " rows",
                              tokens.count, rows);
     }
     return true;
@@ -155,7 +165,8 @@ static bool check_echoes(const struct source *s, const struct model_config *c) {
         struct key key = key_of(s, heads[i]);
         if (!opt_u32(s, heads[i], &v)) return false;
         if (v != c->head_dim) {
-            return err_set_param(s->e, ERR_LOAD, key.text, "Key '%s' is %" PRId64 "; only the length of a whole head (%" PRIu32 ") can be loaded",
+            return err_set_param(s->e, ERR_LOAD, key.text,
+                                 "Key '%s' is %" PRId64 "; only the length of a whole head (%" PRIu32 ") can be loaded",
                                  key.text, v, c->head_dim);
         }
     }
@@ -166,12 +177,14 @@ static bool check_echoes(const struct source *s, const struct model_config *c) {
     }
     const char *type;
     size_t n;
-    if (gguf_has(s->f, "general.type") && (!gguf_get_str(s->f, "general.type", &type, &n) || n != 5 || memcmp(type, "model", 5) != 0)) {
+    if (gguf_has(s->f, "general.type") &&
+        (!gguf_get_str(s->f, "general.type", &type, &n) || n != 5 || memcmp(type, "model", 5) != 0)) {
         return err_set_param(s->e, ERR_LOAD, "general.type", "Key 'general.type' is not 'model'");
     }
     uint32_t parts = 1;
     if (gguf_has(s->f, "split.count") && (!gguf_get_u32(s->f, "split.count", &parts) || parts > 1)) {
-        return err_set_param(s->e, ERR_LOAD, "split.count", "Key 'split.count': a model in several GGUF files cannot be loaded; join them first");
+        return err_set_param(s->e, ERR_LOAD, "split.count",
+                             "Key 'split.count': a model in several GGUF files cannot be loaded; join them first");
     }
     return true;
 }
@@ -211,8 +224,8 @@ static bool read_scaling(const struct source *s, const struct model_config *c, s
     } else if (n == 4 && memcmp(type, "yarn", 4) == 0) {
         rope->scaling = ROPE_YARN;
     } else {
-        return err_set_param(s->e, ERR_LOAD, key.text, "Key '%s' is '%s'; none, linear and yarn can be loaded", key.text,
-                             name_shown(name_of(type, n)).text);
+        return err_set_param(s->e, ERR_LOAD, key.text, "Key '%s' is '%s'; none, linear and yarn can be loaded",
+                             key.text, name_shown(name_of(type, n)).text);
     }
     return true;
 }
@@ -222,8 +235,10 @@ static bool read_divisors(const struct source *s, const struct model_config *c, 
     static const char name[] = "rope_freqs.weight";
     const struct tensor *t = tensor_file_find(s->f, name);
     if (!t) return true;
-    if (t->type != DT_F32 || t->n_dims != 1 || t->shape[0] != c->head_dim / 2 || (uintptr_t)t->data % sizeof(float) != 0) {
-        return err_set_param(s->e, ERR_LOAD, name, "Tensor '%s' is not a vector of %" PRIu32 " F32", name, c->head_dim / 2);
+    if (t->type != DT_F32 || t->n_dims != 1 || t->shape[0] != c->head_dim / 2 ||
+        (uintptr_t)t->data % sizeof(float) != 0) {
+        return err_set_param(s->e, ERR_LOAD, name, "Tensor '%s' is not a vector of %" PRIu32 " F32", name,
+                             c->head_dim / 2);
     }
     *out = t->data;
     return true;
@@ -256,7 +271,8 @@ static bool read_pattern(const struct source *s, struct model_config *c) {
     int64_t period = 6;
     bool is_array = gguf_get_array(s->f, key.text, &per_layer);
     if (is_array && (per_layer.type != GGUF_BOOL || per_layer.count != c->n_layers)) {
-        return err_set_param(s->e, ERR_LOAD, key.text, "Key '%s' is not %" PRIu32 " bools, one per layer", key.text, c->n_layers);
+        return err_set_param(s->e, ERR_LOAD, key.text, "Key '%s' is not %" PRIu32 " bools, one per layer", key.text,
+                             c->n_layers);
     }
     if (!is_array && !opt_u32(s, "attention.sliding_window_pattern", &period)) return false;
     for (uint32_t i = 0; i < c->n_layers; i++) {
@@ -275,18 +291,19 @@ static bool read_gemma(const struct source *s, struct model_config *c) {
         int64_t window = 0;
         if (!opt_u32(s, "attention.sliding_window", &window)) return false;
         if (window < 1 || window > CONTEXT_MAX) {
-            return err_set_param(s->e, ERR_LOAD, key.text, "Key '%s' is %" PRId64 "; 1 to %d can be loaded", key.text, window,
-                                 CONTEXT_MAX);
+            return err_set_param(s->e, ERR_LOAD, key.text, "Key '%s' is %" PRId64 "; 1 to %d can be loaded", key.text,
+                                 window, CONTEXT_MAX);
         }
         c->window = (uint32_t)window;
         if (!read_pattern(s, c)) return false;
     }
     double attn = 0, final = 0;
-    if (!opt_real(s, "attn_logit_softcapping", 0, 1e6, &attn) || !opt_real(s, "final_logit_softcapping", 0, 1e6, &final)) {
+    if (!opt_real(s, "attn_logit_softcapping", 0, 1e6, &attn) ||
+        !opt_real(s, "final_logit_softcapping", 0, 1e6, &final)) {
         return false;
     }
     c->attn_softcap = (float)attn;
-    c->final_softcap = (float)final;
+    c->final_softcap = (float) final;
     /* GGUF has no key for query_pre_attn_scalar. It is head_dim in every Gemma 3 but the 27B (62 layers), which has
      * dim / n_heads = 168: https://github.com/google/gemma_pytorch, gemma/config.py. */
     if (c->n_layers == 62) c->q_scale = (float)(1 / sqrt((double)c->dim / c->n_heads));
@@ -297,7 +314,8 @@ bool config_read_gguf(const struct tensor_file *f, struct model_config *c, struc
     const char *arch;
     size_t n;
     if (!gguf_get_str(f, "general.architecture", &arch, &n)) {
-        return err_set_param(e, ERR_LOAD, "general.architecture", "Key 'general.architecture' is missing or not a string");
+        return err_set_param(e, ERR_LOAD, "general.architecture",
+                             "Key 'general.architecture' is missing or not a string");
     }
     struct source s = {.f = f, .family = config_family_of_arch(arch, n), .e = e};
     if (!s.family) {
@@ -309,7 +327,8 @@ bool config_read_gguf(const struct tensor_file *f, struct model_config *c, struc
     struct key eps_key = key_of(&s, "attention.layer_norm_rms_epsilon");
     if (!check_keys(&s) || !read_fields(&s, c) || !check_echoes(&s, c)) return false;
     config_set_family(c, s.family);
-    if (!gguf_has(f, eps_key.text)) return err_set_param(e, ERR_LOAD, eps_key.text, "Key '%s' is missing", eps_key.text);
+    if (!gguf_has(f, eps_key.text))
+        return err_set_param(e, ERR_LOAD, eps_key.text, "Key '%s' is missing", eps_key.text);
     if (!opt_real(&s, "attention.layer_norm_rms_epsilon", 1e-12, 0.1, &eps)) return false;
     c->norm_eps = (float)eps;
     c->q_scale = (float)(1 / sqrt((double)c->head_dim));

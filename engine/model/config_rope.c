@@ -82,17 +82,23 @@ bool rope_config_fill(struct rope_config *r, const struct rope_spec *s, uint32_t
     *r = (struct rope_config){.dim = dim, .kind = kind, .mscale = 1};
     for (uint32_t i = 0; i < dim / 2; i++) r->inv_freq[i] = 1 / num_pow(s->theta, 2.0 * i / dim);
     switch (s->scaling) {
-    case ROPE_PLAIN: break;
+    case ROPE_PLAIN:
+        break;
     case ROPE_LINEAR:
         for (uint32_t i = 0; i < dim / 2; i++) r->inv_freq[i] /= s->factor;
         break;
-    case ROPE_LLAMA3: scale_llama3(r, s); break;
-    case ROPE_YARN: scale_yarn(r, s); break;
+    case ROPE_LLAMA3:
+        scale_llama3(r, s);
+        break;
+    case ROPE_YARN:
+        scale_yarn(r, s);
+        break;
     }
     for (uint32_t i = 0; i < dim / 2; i++) {
         if (s->divisors) r->inv_freq[i] /= (double)s->divisors[i];
         if (!(r->inv_freq[i] > 0 && r->inv_freq[i] <= 1e3)) {
-            return err_set_param(e, ERR_LOAD, key, "'%s' gives rotary frequency %g for dimension %u", key, r->inv_freq[i], i);
+            return err_set_param(e, ERR_LOAD, key, "'%s' gives rotary frequency %g for dimension %u", key,
+                                 r->inv_freq[i], i);
         }
     }
     return true;

@@ -40,7 +40,9 @@ static bool item_err(struct builder *b, const char *key, uint64_t i, const char 
     return err_set_param(b->e, ERR_LOAD, key, "Key '%s': element %" PRIu64 " %s", key, i, why);
 }
 
-static bool text_is(const char *s, size_t n, const char *text) { return strlen(text) == n && memcmp(s, text, n) == 0; }
+static bool text_is(const char *s, size_t n, const char *text) {
+    return strlen(text) == n && memcmp(s, text, n) == 0;
+}
 
 /* ---- Vocabulary ---- */
 
@@ -53,8 +55,8 @@ static bool read_array(struct builder *b, const char *key, enum gguf_type type, 
 
 static bool same_length(struct builder *b, const char *key, const struct gguf_array *a) {
     if (a->count == b->spec.n_vocab) return true;
-    return err_set_param(b->e, ERR_LOAD, key, "Key '%s' has %" PRIu64 " elements, but '" KEY("tokens") "' has %" PRIu32, key,
-                         a->count, b->spec.n_vocab);
+    return err_set_param(b->e, ERR_LOAD, key, "Key '%s' has %" PRIu64 " elements, but '" KEY("tokens") "' has %" PRIu32,
+                         key, a->count, b->spec.n_vocab);
 }
 
 /* "<0x0A>", two upper-case digits: the only way to write a byte. */
@@ -145,7 +147,8 @@ static bool read_id(struct builder *b, const char *key, int32_t absent, int32_t 
         if (!gguf_get_u32(b->f, key, &id) || id >= b->spec.n_vocab) return key_err(b, key, "is not the id of a token");
         *out = (int32_t)id;
     }
-    if (*out >= 0 && (uint32_t)*out >= b->spec.n_vocab) return key_err(b, key, "is missing, and its default is not in the vocabulary");
+    if (*out >= 0 && (uint32_t)*out >= b->spec.n_vocab)
+        return key_err(b, key, "is missing, and its default is not in the vocabulary");
     return true;
 }
 
@@ -165,7 +168,7 @@ static void add_eog(struct builder *b, int32_t id) {
 /* Ends of a generation: eot and eom where the file names them, and the control tokens that end a turn in the chat
  * formats of the families served here. A file made from a base model names only eos. */
 static bool read_eog(struct builder *b) {
-    static const char *const ends[] = {"<end_of_turn>", "<|eot_id|>",      "<|eom_id|>", "<|end_of_text|>",
+    static const char *const ends[] = {"<end_of_turn>", "<|eot_id|>",    "<|eom_id|>", "<|end_of_text|>",
                                        "<|im_end|>",    "<|endoftext|>", "</s>"};
     int32_t eot, eom;
     if (!read_id(b, KEY("eot_token_id"), -1, &eot) || !read_id(b, KEY("eom_token_id"), -1, &eom)) return false;
@@ -200,7 +203,8 @@ static bool build_spm(struct builder *b) {
     if (!read_flag(b, KEY("remove_extra_whitespaces"), false, &squeeze)) return false;
     if (squeeze) return key_err(b, KEY("remove_extra_whitespaces"), "asks for a normalizer that Choir does not have");
     return read_flag(b, KEY("add_space_prefix"), true, &s->add_space_prefix) &&
-           read_flag(b, KEY("add_bos_token"), true, &s->add_bos) && read_flag(b, KEY("add_eos_token"), false, &s->add_eos);
+           read_flag(b, KEY("add_bos_token"), true, &s->add_bos) &&
+           read_flag(b, KEY("add_eos_token"), false, &s->add_eos);
 }
 
 static bool read_pre(struct builder *b) {
@@ -227,13 +231,15 @@ static bool build_bpe(struct builder *b) {
     bool llama3 = s->pre == PRE_LLAMA3;
     s->ignore_merges = llama3;
     s->normalize_nfc = s->pre == PRE_QWEN2;
-    if (!read_flag(b, KEY("add_bos_token"), llama3, &s->add_bos) || !read_flag(b, KEY("add_eos_token"), false, &s->add_eos) ||
+    if (!read_flag(b, KEY("add_bos_token"), llama3, &s->add_bos) ||
+        !read_flag(b, KEY("add_eos_token"), false, &s->add_eos) ||
         !read_flag(b, KEY("add_space_prefix"), false, &s->add_space_prefix)) {
         return false;
     }
     if (s->add_bos && s->bos < 0) return key_err(b, KEY("bos_token_id"), "is missing, but a BOS is to be added");
     if (s->add_eos && s->eos < 0) return key_err(b, KEY("eos_token_id"), "is missing, but an EOS is to be added");
-    if (s->add_space_prefix) return key_err(b, KEY("add_space_prefix"), "is true, which byte-level BPE does not have here");
+    if (s->add_space_prefix)
+        return key_err(b, KEY("add_space_prefix"), "is true, which byte-level BPE does not have here");
     return true;
 }
 

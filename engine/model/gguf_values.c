@@ -12,8 +12,12 @@ const struct gguf_value *gguf_find(const struct tensor_file *f, const char *key)
     return i == NAME_ABSENT ? NULL : &f->values[i];
 }
 
-bool gguf_has(const struct tensor_file *f, const char *key) { return gguf_find(f, key) != NULL; }
-size_t gguf_key_count(const struct tensor_file *f) { return f->n_values; }
+bool gguf_has(const struct tensor_file *f, const char *key) {
+    return gguf_find(f, key) != NULL;
+}
+size_t gguf_key_count(const struct tensor_file *f) {
+    return f->n_values;
+}
 
 const char *gguf_key_at(const struct tensor_file *f, size_t i, size_t *n) {
     ASSERT(i < f->n_values);
@@ -36,15 +40,32 @@ static bool read_integer(enum gguf_type type, const uint8_t *p, int64_t *out) {
     memcpy(&v, p, gguf_type_bytes(type));
     switch (type) {
     case GGUF_BOOL:
-    case GGUF_U8: *out = v.u8; return true;
-    case GGUF_I8: *out = v.i8; return true;
-    case GGUF_U16: *out = v.u16; return true;
-    case GGUF_I16: *out = v.i16; return true;
-    case GGUF_U32: *out = v.u32; return true;
-    case GGUF_I32: *out = v.i32; return true;
-    case GGUF_U64: *out = (int64_t)v.u64; return v.u64 <= INT64_MAX;
-    case GGUF_I64: *out = v.i64; return true;
-    default: return false;
+    case GGUF_U8:
+        *out = v.u8;
+        return true;
+    case GGUF_I8:
+        *out = v.i8;
+        return true;
+    case GGUF_U16:
+        *out = v.u16;
+        return true;
+    case GGUF_I16:
+        *out = v.i16;
+        return true;
+    case GGUF_U32:
+        *out = v.u32;
+        return true;
+    case GGUF_I32:
+        *out = v.i32;
+        return true;
+    case GGUF_U64:
+        *out = (int64_t)v.u64;
+        return v.u64 <= INT64_MAX;
+    case GGUF_I64:
+        *out = v.i64;
+        return true;
+    default:
+        return false;
     }
 }
 

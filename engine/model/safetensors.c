@@ -29,11 +29,11 @@ static const struct {
     enum dtype dtype;
     uint8_t bits;
 } dtypes[] = {
-    {"F32", DT_F32, 32},      {"F16", DT_F16, 16},      {"BF16", DT_BF16, 16},        {"F64", DT_COUNT, 64},
-    {"I64", DT_COUNT, 64},    {"U64", DT_COUNT, 64},    {"I32", DT_COUNT, 32},        {"U32", DT_COUNT, 32},
-    {"I16", DT_COUNT, 16},    {"U16", DT_COUNT, 16},    {"I8", DT_COUNT, 8},          {"U8", DT_COUNT, 8},
-    {"BOOL", DT_COUNT, 8},    {"F8_E4M3", DT_COUNT, 8}, {"F8_E5M2", DT_COUNT, 8},     {"F8_E8M0", DT_COUNT, 8},
-    {"C64", DT_COUNT, 64},    {"F4", DT_COUNT, 4},      {"F6_E2M3", DT_COUNT, 6},     {"F6_E3M2", DT_COUNT, 6},
+    {"F32", DT_F32, 32},          {"F16", DT_F16, 16},          {"BF16", DT_BF16, 16},    {"F64", DT_COUNT, 64},
+    {"I64", DT_COUNT, 64},        {"U64", DT_COUNT, 64},        {"I32", DT_COUNT, 32},    {"U32", DT_COUNT, 32},
+    {"I16", DT_COUNT, 16},        {"U16", DT_COUNT, 16},        {"I8", DT_COUNT, 8},      {"U8", DT_COUNT, 8},
+    {"BOOL", DT_COUNT, 8},        {"F8_E4M3", DT_COUNT, 8},     {"F8_E5M2", DT_COUNT, 8}, {"F8_E8M0", DT_COUNT, 8},
+    {"C64", DT_COUNT, 64},        {"F4", DT_COUNT, 4},          {"F6_E2M3", DT_COUNT, 6}, {"F6_E3M2", DT_COUNT, 6},
     {"F8_E4M3FNUZ", DT_COUNT, 8}, {"F8_E5M2FNUZ", DT_COUNT, 8},
 };
 
@@ -82,7 +82,8 @@ static bool read_entry(const json_t *o, struct entry *out, const struct file_map
     bits = dtypes[d].bits;
     for (size_t i = 0; i < n_dims; i++) {
         if (t->shape[i] == 0) return entry_err(out->name, m, e, "has a shape with a zero");
-        if (__builtin_mul_overflow(bits, t->shape[i], &bits)) return entry_err(out->name, m, e, "has a shape that is too big");
+        if (__builtin_mul_overflow(bits, t->shape[i], &bits))
+            return entry_err(out->name, m, e, "has a shape that is too big");
     }
     out->begin = offsets[0];
     out->end = offsets[1];
@@ -107,19 +108,22 @@ static int entry_by_begin(const void *a, const void *b) {
 }
 
 /* The sorted entries tile [0, n_data). */
-static bool check_tiling(const struct entry *entries, size_t n, uint64_t n_data, const struct file_map *m, struct err *e) {
+static bool check_tiling(const struct entry *entries, size_t n, uint64_t n_data, const struct file_map *m,
+                         struct err *e) {
     uint64_t at = 0;
     for (size_t i = 0; i < n; i++) {
         const struct entry *t = &entries[i];
         if (t->begin != at || t->end > n_data) {
-            return load_err(e, t->name, "%s: tensor '%s' starts at data offset %" PRIu64 " and ends at %" PRIu64
+            return load_err(e, t->name,
+                            "%s: tensor '%s' starts at data offset %" PRIu64 " and ends at %" PRIu64
                             "; it should start at %" PRIu64 " and the data ends at %" PRIu64,
                             m->name, name_shown(t->name).text, t->begin, t->end, at, n_data);
         }
         at = t->end;
     }
     if (at == n_data) return true;
-    return err_set(e, ERR_LOAD, "%s: no tensor covers the data from offset %" PRIu64 " to %" PRIu64, m->name, at, n_data);
+    return err_set(e, ERR_LOAD, "%s: no tensor covers the data from offset %" PRIu64 " to %" PRIu64, m->name, at,
+                   n_data);
 }
 
 static bool read_entries(struct tensor_file *f, size_t map, json_t *header, struct entry *entries, uint64_t n_header,
@@ -155,7 +159,8 @@ bool safetensors_read(struct tensor_file *f, size_t map, struct err *e) {
     if (m->n < sizeof n) return err_set(e, ERR_LOAD, "%s: too short for a safetensors file", m->name);
     memcpy(&n, m->data, sizeof n);
     if (n == 0 || n > SAFETENSORS_HEADER_MAX || n > m->n - sizeof n) {
-        return err_set(e, ERR_LOAD, "%s: the header length at offset 0 is %" PRIu64 "; the file has %zu bytes and the limit is %d",
+        return err_set(e, ERR_LOAD,
+                       "%s: the header length at offset 0 is %" PRIu64 "; the file has %zu bytes and the limit is %d",
                        m->name, n, m->n, SAFETENSORS_HEADER_MAX);
     }
     const char *text = (const char *)m->data + sizeof n;

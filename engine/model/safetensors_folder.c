@@ -26,9 +26,9 @@ enum { SHARD_NAME_MAX = 255 };
 
 struct folder {
     const char *path;
-    char *at;           /* path + '/' + a name; the buffer holds any shard's name */
+    char *at; /* path + '/' + a name; the buffer holds any shard's name */
     size_t n_path;
-    json_t *index;      /* NULL without one */
+    json_t *index;                         /* NULL without one */
     const char *shards[TENSOR_SHARDS_MAX]; /* sorted, owned by index */
     size_t n_shards;
 };
@@ -66,7 +66,9 @@ static bool shard_name_ok(const char *name) {
            strcmp(name + n - n_suffix, SHARD_SUFFIX) == 0;
 }
 
-static int compare_text(const void *a, const void *b) { return strcmp(*(const char *const *)a, *(const char *const *)b); }
+static int compare_text(const void *a, const void *b) {
+    return strcmp(*(const char *const *)a, *(const char *const *)b);
+}
 
 /* The different names in weight_map, sorted. */
 static bool collect_shards(struct folder *d, json_t *weight_map, struct err *e) {
@@ -126,14 +128,16 @@ static bool check_weight_map(const struct folder *d, const struct tensor_file *f
     if (json_object_size(weight_map) == f->n_tensors) return true;
     struct name_set set;
     long twice;
-    if (!name_set_init(&set, f->tensor_names, f->n_tensors, &twice)) return err_set(e, ERR_LOAD, "No memory for the index");
+    if (!name_set_init(&set, f->tensor_names, f->n_tensors, &twice))
+        return err_set(e, ERR_LOAD, "No memory for the index");
     const char *tensor;
     json_t *value;
     bool ok = true;
     json_object_foreach(weight_map, tensor, value) {
         struct name name = name_of(tensor, strlen(tensor));
         if (name_set_find(&set, name) != NAME_ABSENT) continue;
-        ok = load_err(e, name, INDEX_NAME ": tensor '%s' is not in %s", name_shown(name).text, json_string_value(value));
+        ok =
+            load_err(e, name, INDEX_NAME ": tensor '%s' is not in %s", name_shown(name).text, json_string_value(value));
         break;
     }
     name_set_free(&set);

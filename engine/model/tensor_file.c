@@ -98,8 +98,8 @@ struct tensor_file *tensor_file_open_memory(const void *bytes, size_t n, const c
     f->gguf = config_json == NULL;
     f->n_maps = 1;
     f->maps[0] = (struct file_map){.data = bytes, .n = n, .name = "the model"};
-    bool ok = f->gguf ? gguf_read(f, e)
-                      : safetensors_set_config(f, config_json, n_config, e) && safetensors_read(f, 0, e);
+    bool ok =
+        f->gguf ? gguf_read(f, e) : safetensors_set_config(f, config_json, n_config, e) && safetensors_read(f, 0, e);
     return tensor_file_finish(f, ok, e);
 }
 
@@ -122,8 +122,12 @@ void tensor_file_close(struct tensor_file *f) {
     free(f);
 }
 
-bool tensor_file_is_gguf(const struct tensor_file *f) { return f->gguf; }
-size_t tensor_file_count(const struct tensor_file *f) { return f->n_tensors; }
+bool tensor_file_is_gguf(const struct tensor_file *f) {
+    return f->gguf;
+}
+size_t tensor_file_count(const struct tensor_file *f) {
+    return f->n_tensors;
+}
 
 const struct tensor *tensor_file_at(const struct tensor_file *f, size_t i) {
     ASSERT(i < f->n_tensors);
@@ -157,7 +161,9 @@ static int tensor_by_name(const void *a, const void *b) {
     return strcmp((*x)->name, (*y)->name);
 }
 
-static void hash_u64(XXH3_state_t *h, uint64_t v) { XXH3_128bits_update(h, &v, sizeof v); }
+static void hash_u64(XXH3_state_t *h, uint64_t v) {
+    XXH3_128bits_update(h, &v, sizeof v);
+}
 
 static void hash_text(XXH3_state_t *h, const char *s, size_t n) {
     hash_u64(h, n); /* lengths in front: "ab","c" and "a","bc" differ */

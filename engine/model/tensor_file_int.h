@@ -18,7 +18,9 @@ struct name {
     const char *s; /* not terminated; lives in a mapping or is owned by the tensor list */
     uint32_t n;
 };
-static inline struct name name_of(const char *s, size_t n) { return (struct name){s, (uint32_t)n}; }
+static inline struct name name_of(const char *s, size_t n) {
+    return (struct name){s, (uint32_t)n};
+}
 
 /* A name from a file made fit for a message: control and non-ASCII bytes as '?', long ones cut. */
 struct shown {
@@ -100,8 +102,8 @@ bool tensor_file_add(struct tensor_file *f, struct name name, const struct tenso
 /* After the last add: unique names, and tensor_file_find works. */
 bool tensor_file_seal(struct tensor_file *f, struct err *e);
 
-bool gguf_read(struct tensor_file *f, struct err *e);                                         /* of maps[0] */
-bool safetensors_read(struct tensor_file *f, size_t map, struct err *e);                      /* of maps[map] */
+bool gguf_read(struct tensor_file *f, struct err *e);                    /* of maps[0] */
+bool safetensors_read(struct tensor_file *f, size_t map, struct err *e); /* of maps[map] */
 bool safetensors_open_folder(struct tensor_file *f, const char *path, struct err *e);
 bool safetensors_set_config(struct tensor_file *f, const char *text, size_t n, struct err *e); /* copies */
 

@@ -58,7 +58,9 @@ static void guard_install(void) {
     sigaction(SIGBUS, &action, NULL);
 }
 
-void tensor_file_guard(void) { pthread_once(&guard_once, guard_install); }
+void tensor_file_guard(void) {
+    pthread_once(&guard_once, guard_install);
+}
 
 static bool guard_add(const struct file_map *m) {
     for (size_t i = 0; i < GUARD_ROWS; i++) {

@@ -38,17 +38,23 @@ static const struct role {
     [TENSOR_FFN_POST_NORM] = {"post_ffw_norm.weight", "post_feedforward_layernorm.weight", NULL},
 };
 
-static bool role_in_layer(enum tensor_role role) { return role >= TENSOR_ATTN_NORM; }
+static bool role_in_layer(enum tensor_role role) {
+    return role >= TENSOR_ATTN_NORM;
+}
 
 /* Whether a model of this configuration reads such a tensor at all. */
 static bool role_used(const struct model_config *c, enum tensor_role role) {
     switch (role) {
-    case TENSOR_OUTPUT: return !c->tied_output;
+    case TENSOR_OUTPUT:
+        return !c->tied_output;
     case TENSOR_Q_NORM:
-    case TENSOR_K_NORM: return c->qk_norm;
+    case TENSOR_K_NORM:
+        return c->qk_norm;
     case TENSOR_ATTN_POST_NORM:
-    case TENSOR_FFN_POST_NORM: return c->post_norms;
-    default: return true;
+    case TENSOR_FFN_POST_NORM:
+        return c->post_norms;
+    default:
+        return true;
     }
 }
 
@@ -77,18 +83,22 @@ const struct tensor *model_tensor(const struct tensor_file *f, const struct mode
     if (!t) return tensor_refuse(name, e, "is missing");
     bool vector = n_cols == 0;
     if (t->n_dims != (vector ? 1 : 2) || t->shape[0] != n_rows || (!vector && t->shape[1] != n_cols)) {
-        snprintf(why, sizeof why, "has %" PRIu32 " dimensions [%" PRIu64 "][%" PRIu64 "], not [%" PRIu32 "][%" PRIu32 "] as the configuration says",
+        snprintf(why, sizeof why,
+                 "has %" PRIu32 " dimensions [%" PRIu64 "][%" PRIu64 "], not [%" PRIu32 "][%" PRIu32
+                 "] as the configuration says",
                  t->n_dims, t->shape[0], t->shape[1], n_rows, n_cols);
         return tensor_refuse(name, e, why);
     }
     bool plain = t->type == DT_F32 || t->type == DT_F16 || t->type == DT_BF16;
     if (t->type == DT_COUNT || t->type == DT_I8 || (vector && !plain)) {
-        snprintf(why, sizeof why, "is of type %s, which cannot be loaded as %s", t->type_name, vector ? "a vector" : "a matrix");
+        snprintf(why, sizeof why, "is of type %s, which cannot be loaded as %s", t->type_name,
+                 vector ? "a vector" : "a matrix");
         return tensor_refuse(name, e, why);
     }
     /* Blocks of quantized weights hold 16-bit scales. */
     if ((uintptr_t)t->data % (t->type == DT_F32 ? 4 : 2) != 0) {
-        return tensor_refuse(name, e, "does not start at a multiple of its element's size in the file; write the file anew");
+        return tensor_refuse(name, e,
+                             "does not start at a multiple of its element's size in the file; write the file anew");
     }
     return t;
 }
@@ -109,11 +119,13 @@ static bool check_tied(const struct tensor_file *f, struct err *e) {
     const struct tensor *head = tensor_file_find(f, roles[TENSOR_OUTPUT].hf);
     const struct tensor *embed = tensor_file_find(f, roles[TENSOR_EMBED].hf);
     if (!head || !embed) return true;
-    if (head->type == embed->type && head->n_bytes == embed->n_bytes && memcmp(head->data, embed->data, head->n_bytes) == 0) {
+    if (head->type == embed->type && head->n_bytes == embed->n_bytes &&
+        memcmp(head->data, embed->data, head->n_bytes) == 0) {
         return true;
     }
-    return err_set_param(e, ERR_LOAD, "tie_word_embeddings",
-                         "config.json: 'tie_word_embeddings' is true, but 'lm_head.weight' differs from 'model.embed_tokens.weight'");
+    return err_set_param(
+        e, ERR_LOAD, "tie_word_embeddings",
+        "config.json: 'tie_word_embeddings' is true, but 'lm_head.weight' differs from 'model.embed_tokens.weight'");
 }
 
 bool tensor_names_check(const struct tensor_file *f, const struct model_config *c, struct err *e) {
@@ -132,7 +144,8 @@ bool tensor_names_check(const struct tensor_file *f, const struct model_config *
     bool ok = f->gguf || !c->tied_output || check_tied(f, e);
     for (size_t i = 0; ok && i < f->n_tensors; i++) {
         if (read[i] || unread(f, c, f->tensors[i].name)) continue;
-        ok = load_err(e, f->tensor_names[i], "Tensor '%s' is not known here: the model needs something that Choir does not have",
+        ok = load_err(e, f->tensor_names[i],
+                      "Tensor '%s' is not known here: the model needs something that Choir does not have",
                       name_shown(f->tensor_names[i]).text);
     }
     free(read);

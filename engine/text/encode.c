@@ -69,13 +69,17 @@ static size_t strip_left(const char *text, size_t from, size_t at) {
         while (before > from && ((uint8_t)text[before] & 0xc0) == 0x80) before--;
         if (!char_is_space(utf8_decode(text + before, &n_bytes))) break;
         at = before;
+        text_work++;
     }
     return at;
 }
 
 static size_t strip_right(const char *text, size_t n, size_t at) {
     uint32_t n_bytes;
-    while (at < n && char_is_space(utf8_decode(text + at, &n_bytes))) at += n_bytes;
+    while (at < n && char_is_space(utf8_decode(text + at, &n_bytes))) {
+        at += n_bytes;
+        text_work++;
+    }
     return at;
 }
 

@@ -38,6 +38,7 @@ static void order_short_run(int32_t *run, size_t n) {
         int32_t c = run[i];
         size_t at = i;
         for (; at > 0 && class_of(run[at - 1]) > class_of(c); at--) run[at] = run[at - 1];
+        text_work += i - at;
         run[at] = c;
     }
 }

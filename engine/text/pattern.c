@@ -3,9 +3,10 @@
  * The patterns are written for Oniguruma. What means the same in PCRE2 is passed on, \s and \S are spelled out
  * (PCRE2's \s has U+180E), \uXXXX is rewritten, anything else is refused by name when the tokenizer is opened.
  *
- * Hostile text against a backtracking matcher: each attempt runs under a small match limit that is raised step by
- * step; what the raised attempts used is charged against an account in proportion to the text. Where it is used up
- * (no pattern in use does that), the rest of the text is one pre-token: defined, and linear.
+ * Hostile text against a backtracking matcher: an attempt sees a small window of the text and runs under a small
+ * match limit. Where PCRE2 wants to look behind the window's end (a "partial match") or uses up the limit, the attempt
+ * is made again with more, which is charged to an account in proportion to the text. Once that is used up (no pattern
+ * in use does it), the rest of the text is one pre-token: defined, and linear.
  *
  * The compiled pattern is immutable and shared; match data belong to one encode.
  */
@@ -20,9 +21,12 @@
 
 enum {
     PATTERN_BYTES_MAX = 8192,
-    LIMIT_FIRST = 128,   /* match limit of a first attempt: words need a few dozen */
-    LIMIT_FACTOR = 16,   /* between attempts */
-    WORK_PER_BYTE = 128, /* what a text may cost above first attempts */
+    WINDOW_FIRST = 512, /* bytes that a first attempt sees: words need a few dozen */
+    WINDOW_FACTOR = 8,  /* between attempts */
+    LIMIT_FIRST = 128,  /* match limit of a first attempt */
+    LIMIT_FACTOR = 16,
+    ACCOUNT_PER_BYTE = 128, /* bytes and match steps that second attempts may take for each byte of text */
+    ACCOUNT_FIRST = 1000000,
 };
 
 struct pattern {
@@ -109,7 +113,7 @@ struct pattern *pattern_open(const char *regex, struct err *e) {
         free(p);
         return NULL;
     }
-    pcre2_jit_compile(p->code, PCRE2_JIT_COMPLETE); /* where it cannot, matching is slower and the same */
+    pcre2_jit_compile(p->code, PCRE2_JIT_COMPLETE | PCRE2_JIT_PARTIAL_HARD); /* where it cannot, matching is slower and the same */
     return p;
 }
 
@@ -127,26 +131,49 @@ struct scan {
     size_t n;
     pcre2_match_data *data;
     pcre2_match_context *context;
-    uint64_t account; /* match steps left above first attempts */
+    uint64_t account;
 };
+
+static bool charge(struct scan *s, uint64_t cost) {
+    text_work += cost;
+    if (s->account < cost) return false;
+    s->account -= cost;
+    return true;
+}
+
+/* End of a window of about n_bytes from `at`, between characters. */
+static size_t window_end(const struct scan *s, size_t at, size_t n_bytes) {
+    if (n_bytes >= s->n - at) return s->n;
+    size_t end = at + n_bytes;
+    while (((uint8_t)s->text[end] & 0xc0) == 0x80) end--;
+    return end;
+}
 
 /* Next match at or after `at`: true with [*start, *end). False: none, or the account is used up. */
 static bool scan_next(struct scan *s, size_t at, size_t *start, size_t *end) {
-    for (uint64_t limit = LIMIT_FIRST;; limit *= LIMIT_FACTOR) {
+    size_t window = WINDOW_FIRST;
+    uint64_t limit = LIMIT_FIRST;
+    for (;;) {
+        size_t seen = window_end(s, at, window);
+        uint32_t options = PCRE2_NO_UTF_CHECK | PCRE2_NOTEMPTY | (seen < s->n ? PCRE2_PARTIAL_HARD : 0);
         pcre2_set_match_limit(s->context, (uint32_t)(limit < UINT32_MAX ? limit : UINT32_MAX));
-        int rc = pcre2_match(s->p->code, (PCRE2_SPTR)s->text, s->n, at, PCRE2_NO_UTF_CHECK | PCRE2_NOTEMPTY, s->data, s->context);
+        int rc = pcre2_match(s->p->code, (PCRE2_SPTR)s->text, seen, at, options, s->data, s->context);
         text_work++;
-        if (rc == PCRE2_ERROR_MATCHLIMIT) {
-            text_work += limit;
-            if (s->account < limit * LIMIT_FACTOR) return false;
-            s->account -= limit * LIMIT_FACTOR;
-            continue;
+        if (rc == PCRE2_ERROR_PARTIAL) {
+            window *= WINDOW_FACTOR;
+            if (!charge(s, size_min(window, s->n - at))) return false;
+        } else if (rc == PCRE2_ERROR_MATCHLIMIT) {
+            limit *= LIMIT_FACTOR;
+            if (!charge(s, limit)) return false;
+        } else if (rc == PCRE2_ERROR_NOMATCH && seen < s->n) {
+            at = seen;
+        } else {
+            if (rc < 0) return false; /* no match, or a stack limit */
+            const PCRE2_SIZE *v = pcre2_get_ovector_pointer(s->data);
+            *start = v[0];
+            *end = v[1];
+            return true;
         }
-        if (rc < 0) return false; /* no match, or a stack limit */
-        const PCRE2_SIZE *v = pcre2_get_ovector_pointer(s->data);
-        *start = v[0];
-        *end = v[1];
-        return true;
     }
 }
 
@@ -162,7 +189,7 @@ static bool scan_all(struct encoder *c, struct scan *s) {
 }
 
 bool pattern_encode(struct encoder *c, const struct pattern *p, const char *text, size_t n) {
-    struct scan s = {.p = p, .text = text, .n = n, .account = (uint64_t)n * WORK_PER_BYTE + 1000000};
+    struct scan s = {.p = p, .text = text, .n = n, .account = (uint64_t)n * ACCOUNT_PER_BYTE + ACCOUNT_FIRST};
     s.data = pcre2_match_data_create_from_pattern(p->code, NULL);
     s.context = pcre2_match_context_create(NULL);
     bool ok = s.data && s.context ? scan_all(c, &s) : encoder_no_memory(c);

@@ -227,7 +227,8 @@ static bool copy_special_ids(struct tokenizer *t, const struct tokenizer_spec *s
     t->add_eos = spec->add_eos;
     if (spec->n_eog > TEXT_EOG_MAX - ARRAY_COUNT(turn_markers)) return err_set(e, ERR_LOAD, "Tokenizer: %u end tokens are too many.", spec->n_eog);
     for (uint32_t i = 0; i < spec->n_eog; i++) {
-        if (spec->eog[i] < 0 || !check_id(t, spec->eog[i], "end", e)) return false;
+        if (spec->eog[i] == -1) return err_set(e, ERR_LOAD, "Tokenizer: the end token -1 is none.");
+        if (!check_id(t, spec->eog[i], "end", e)) return false;
         t->eog[t->n_eog++] = spec->eog[i];
     }
     static const char *const turn_ends[] = {"<end_of_turn>", "<|im_end|>", "<|eot_id|>"}; /* chat_encode ends turns so */

@@ -1,9 +1,9 @@
 """Joins the tests of several build folders into one ctest run, so that one summary counts them all.
 
-usage: ctest_merge.py OUT_FOLDER [PREFIX=BUILD_FOLDER=LABELS[=LAUNCHER...]]...
+usage: ctest_merge.py OUT_FOLDER [PREFIX=BUILD_FOLDER=WHICH[=LAUNCHER...]]...
 
-Each source gives the tests whose label matches LABELS (a regular expression; empty: all), named PREFIX + name and
-started through LAUNCHER. Writes OUT_FOLDER/CTestTestfile.cmake.
+Each source gives the tests of which a label or the name matches WHICH (a regular expression; empty: all), named
+PREFIX + name and started through LAUNCHER. Writes OUT_FOLDER/CTestTestfile.cmake.
 """
 
 import json
@@ -38,10 +38,10 @@ def main():
     out = Path(sys.argv[1])
     lines = []
     for source in sys.argv[2:]:
-        prefix, folder, labels, *launcher = source.split("=")
+        prefix, folder, which, *launcher = source.split("=")
         for name, command, properties in tests_of(folder):
             test_labels = properties.get("LABELS", [])
-            if labels and not any(re.fullmatch(labels, label) for label in test_labels):
+            if which and not any(re.fullmatch(which, word) for word in [name, *test_labels]):
                 continue
             if prefix:
                 properties["LABELS"] = test_labels + [prefix.rstrip(".")]

@@ -66,7 +66,7 @@ class Replica:
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         if not self._ready.wait(READY_TIMEOUT_S) or self.port is None or not self._answers_ready():
-            self.process.kill()
+            self.stop()
             raise RuntimeError("choird did not become ready:\n" + "".join(self.log[-20:]))
 
     def _read(self):
@@ -90,10 +90,13 @@ class Replica:
         if self.process.poll() is None:
             self.process.terminate()
         try:
-            return self.process.wait(60)
+            status = self.process.wait(60)
         except subprocess.TimeoutExpired:
             self.process.kill()
-            return self.process.wait()
+            status = self.process.wait()
+        self._reader.join()
+        self.process.stderr.close()
+        return status
 
     def __enter__(self):
         return self

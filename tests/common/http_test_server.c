@@ -227,7 +227,12 @@ static void on_health(struct http_reply *r, const struct http_request *q, void *
 static void on_error(struct http_reply *r, const struct http_request *q, void *arg) {
     struct err e;
     (void)arg;
-    err_set_param(&e, (enum err_code)query_number(q, "code", ERR_INTERNAL), "field", "A message.");
+    const unsigned long code = query_number(q, "code", ERR_INTERNAL);
+    if (code < ERR_COUNT) {
+        err_set_param(&e, (enum err_code)code, "field", "A message.");
+    } else {
+        err_set(&e, ERR_NO_ROUTE, "No such code.");
+    }
     http_reply_err(r, &e);
 }
 

@@ -4,8 +4,9 @@ Times are bounds on when something must have happened at the latest, generous en
 asserts that something is fast. Rows are those of ../shared/research/reliability.md, section 1.
 """
 
-import json
-import select
+import pathlib
+import re
+import resource
 import signal
 import socket
 import struct
@@ -112,7 +113,7 @@ class Disconnect(unittest.TestCase):
             for i in range(300):
                 s = server.connect()
                 s.sendall(GET % (b"/stream?n=1000" if i % 2 else b"/late?n=1000"))
-                if i % 3 == 0:
+                if i % 2 and i % 3 == 0:
                     s.recv(10)
                 (reset if i % 5 else socket.socket.close)(s)
             self.assertIsNotNone(server.wait_stats(lambda x: x["open"] == 0 and x["requests"] == 1 and x["connections"] == 1))
@@ -222,7 +223,7 @@ class Limits(unittest.TestCase):
                 pass
             self.assertLess(sent, 64 << 20, "it went on reading")
             s.close()
-            peak_kb = int([l for l in open(f"/proc/{server.process.pid}/status") if l.startswith("VmHWM")][0].split()[1])
+            peak_kb = int(re.search(r"VmHWM:\s+(\d+)", pathlib.Path(f"/proc/{server.process.pid}/status").read_text())[1])
             self.assertLess(peak_kb, 200_000)  # sanitizers included; 300 MB would show
             self.assertEqual(server.stats()["body_bytes"], 0)
 
@@ -304,8 +305,6 @@ class Limits(unittest.TestCase):
 
     def test_out_of_descriptors(self):
         """Row 71: no spin, no silence, and it recovers."""
-        import resource
-
         with Server("--connections", "50") as server:
             resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (40, 4096))
             many = [server.connect() for _ in range(60)]
@@ -407,15 +406,13 @@ class Requests(unittest.TestCase):
         self.assertEqual([r.status for r in parse_replies(data)], [401, 401, 401, 200])
 
     def test_reply_headers_by_status(self):
-        import re
-
         codes = {}
-        for code in range(1, 40):
+        for code in range(1, 100):
             reply = self.server.get(f"/error?code={code}", self.KEY)
             assert_error_shape(reply)
-            codes[reply.status] = reply
             if reply.json()["error"]["message"] != "A message.":
                 break
+            codes[reply.status] = reply
         for status in (429, 503):
             self.assertTrue(re.fullmatch(r"\d+", codes[status].header("Retry-After")))
         self.assertEqual(codes[500].header("x-should-retry"), "false")
@@ -547,7 +544,7 @@ class Streams(unittest.TestCase):
 
     def test_big_reply(self):
         with Server() as server:
-            self.assertEqual(len(server.get("/big?bytes=20000000").body), 20000000)
+            self.assertEqual(len(server.get("/big?bytes=5000000").body), 5000000)
 
     def test_idle_server_uses_no_cpu(self):
         """Connections that wait cost nothing: measured in clock ticks of the process, over a second of waiting."""
@@ -556,14 +553,13 @@ class Streams(unittest.TestCase):
             for s in waiting:
                 s.sendall(GET % b"/stream?n=0&gap=100000000")
             time.sleep(0.5)
-            path = f"/proc/{server.process.pid}/task"
-            import os
+            tasks = pathlib.Path(f"/proc/{server.process.pid}/task")
 
             def ticks():
                 total = 0
-                for task in os.listdir(path):
-                    fields = open(f"{path}/{task}/stat").read().rsplit(")", 1)[1].split()
-                    if open(f"{path}/{task}/comm").read().strip() == "http":
+                for task in tasks.iterdir():
+                    fields = (task / "stat").read_text().rsplit(")", 1)[1].split()
+                    if (task / "comm").read_text().strip() == "http":
                         total += int(fields[11]) + int(fields[12])
                 return total
 

@@ -22,22 +22,38 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { ID_UNK, ID_BOS, ID_EOS, ID_SCRIPT, ID_SLOW, ID_NAN, ID_LOST, ID_FULL, ID_STALL, ID_DEADLINE, ID_FOREVER,
-       ID_TURN, ID_END_TURN, ID_BYTES, ID_WORDS = ID_BYTES + 256 };
+enum {
+    ID_UNK,
+    ID_BOS,
+    ID_EOS,
+    ID_SCRIPT,
+    ID_SLOW,
+    ID_NAN,
+    ID_LOST,
+    ID_FULL,
+    ID_STALL,
+    ID_DEADLINE,
+    ID_FOREVER,
+    ID_TURN,
+    ID_END_TURN,
+    ID_BYTES,
+    ID_WORDS = ID_BYTES + 256
+};
 enum { MODEL_LEN = 1024, BLOCK = 16, BLOCKS_MAX = 1 << 16, EVENTS_FIRST = 1024, FAIL_AFTER = 3, SLOW_NS = 20000000 };
 
-static const char *const specials[] = {"<unk>",  "<s>",     "</s>",       "<script>",  "<slow>",          "<nan>",        "<lost>",
-                                       "<full>", "<stall>", "<deadline>", "<forever>", "<start_of_turn>", "<end_of_turn>"};
-static const char *const words[] = {"\u2581the", "\u2581and", "\u2581stop", "ing",      "\u2581Hello", "\u2581world", "foo",
-                                    "bar",       "END",       "\n\n",       "\u00e9t\u00e9", "\u65e5\u672c\u8a9e", "\u2581user",
-                                    "\u2581model", "model",   "user"};
+static const char *const specials[] = {
+    "<unk>",  "<s>",     "</s>",       "<script>",  "<slow>",          "<nan>",        "<lost>",
+    "<full>", "<stall>", "<deadline>", "<forever>", "<start_of_turn>", "<end_of_turn>"};
+static const char *const words[] = {
+    "\u2581the", "\u2581and",     "\u2581stop",         "ing",        "\u2581Hello", "\u2581world", "foo", "bar", "END",
+    "\n\n",      "\u00e9t\u00e9", "\u65e5\u672c\u8a9e", "\u2581user", "\u2581model", "model",       "user"};
 
 struct job {
     struct engine_request *r;
     struct engine_request copy;
     int32_t *prompt;
     uint64_t hash;
-    uint32_t position;      /* tokens sent */
+    uint32_t position; /* tokens sent */
     uint64_t submit_ns, next_ns;
     bool started, cancelled;
     bool script, slow, nan, lost, stall, deadline, forever;
@@ -52,12 +68,12 @@ struct engine {
     pthread_t thread;
     pthread_mutex_t mutex;
     pthread_cond_t work, ready;
-    struct job *jobs;       /* oldest first */
+    struct job *jobs; /* oldest first */
     uint32_t n_jobs, n_running;
     struct engine_event *events;
     size_t n_events, cap_events;
     bool woken, closing;
-    uint64_t *blocks;       /* hashes of cached prefix blocks */
+    uint64_t *blocks; /* hashes of cached prefix blocks */
     size_t n_blocks;
     struct engine_stats stats;
 };
@@ -120,8 +136,16 @@ static struct tokenizer *fake_tokenizer(struct err *e) {
         }
     }
     int32_t eog = ID_END_TURN;
-    struct tokenizer_spec spec = {.kind = TOKENIZER_SPM, .vocab = v->e, .n_vocab = v->n, .bos = ID_BOS, .eos = ID_EOS,
-                                  .unk = ID_UNK, .eog = &eog, .n_eog = 1, .add_bos = true, .byte_fallback = true};
+    struct tokenizer_spec spec = {.kind = TOKENIZER_SPM,
+                                  .vocab = v->e,
+                                  .n_vocab = v->n,
+                                  .bos = ID_BOS,
+                                  .eos = ID_EOS,
+                                  .unk = ID_UNK,
+                                  .eog = &eog,
+                                  .n_eog = 1,
+                                  .add_bos = true,
+                                  .byte_fallback = true};
     struct tokenizer *t = tokenizer_open(&spec, e);
     free(v);
     return t;
@@ -144,7 +168,8 @@ static uint64_t request_hash(const struct engine_request *r) {
         h = mix(h, s->seed);
         h = mix(mix(mix(h, f32_text(s->top_p)), f32_text(s->min_p)), s->top_k);
     }
-    h = mix(mix(mix(h, f32_text(s->presence_penalty)), f32_text(s->frequency_penalty)), f32_text(s->repetition_penalty));
+    h = mix(mix(mix(h, f32_text(s->presence_penalty)), f32_text(s->frequency_penalty)),
+            f32_text(s->repetition_penalty));
     for (uint32_t i = 0; i < s->n_bias; i++) h = mix(mix(h, (uint64_t)s->bias[i].id), f32_text(s->bias[i].bias));
     return h;
 }
@@ -246,7 +271,8 @@ static void prompt_logprobs_send(struct engine *g, struct job *j) {
         uint32_t n = r->n_prompt - pos < CHUNK ? r->n_prompt - pos : CHUNK;
         struct sample_output *out = calloc(n, sizeof *out);
         for (uint32_t k = 0; k < n; k++)
-            output_fill(g, mix((uint64_t)j->prompt[pos + k - 1], pos + k), j->prompt[pos + k], r->n_prompt_logprobs, &out[k]);
+            output_fill(g, mix((uint64_t)j->prompt[pos + k - 1], pos + k), j->prompt[pos + k], r->n_prompt_logprobs,
+                        &out[k]);
         struct engine_event *ev = event_add(g, j, EVENT_PROMPT_LOGPROBS);
         ev->pos0 = pos;
         ev->n = n;
@@ -358,12 +384,22 @@ struct engine *engine_open(const struct engine_options *o, struct err *e) {
         return NULL;
     }
     g->blocks = calloc(BLOCKS_MAX, sizeof *g->blocks);
-    g->info = (struct engine_info){.arch = "fake", .n_vocab = tokenizer_n_vocab(g->tokenizer), .n_layers = 1, .dim = 1,
+    g->info = (struct engine_info){.arch = "fake",
+                                   .n_vocab = tokenizer_n_vocab(g->tokenizer),
+                                   .n_layers = 1,
+                                   .dim = 1,
                                    .max_model_len = o->max_model_len ? o->max_model_len : MODEL_LEN,
-                                   .model_context_len = MODEL_LEN, .max_batch_tokens = o->max_batch_tokens,
-                                   .max_seqs = o->max_seqs, .weight_bytes = 1 << 20, .kv_bytes = 1 << 20,
-                                   .work_bytes = 1 << 20, .kv_tokens_max = 1 << 16, .n_params = 1, .n_threads = 1,
-                                   .isa = "fake", .numerics_id = "fp_00000000fa4e0000"};
+                                   .model_context_len = MODEL_LEN,
+                                   .max_batch_tokens = o->max_batch_tokens,
+                                   .max_seqs = o->max_seqs,
+                                   .weight_bytes = 1 << 20,
+                                   .kv_bytes = 1 << 20,
+                                   .work_bytes = 1 << 20,
+                                   .kv_tokens_max = 1 << 16,
+                                   .n_params = 1,
+                                   .n_threads = 1,
+                                   .isa = "fake",
+                                   .numerics_id = "fp_00000000fa4e0000"};
     g->stats.kv_pages_total = (1 << 16) / BLOCK;
     g->stats.kv_pages_free = g->stats.kv_pages_total;
     g->stats.idle = true;
@@ -390,8 +426,12 @@ void engine_close(struct engine *g) {
     free(g);
 }
 
-const struct engine_info *engine_info(const struct engine *g) { return &g->info; }
-const struct tokenizer *engine_tokenizer(const struct engine *g) { return g->tokenizer; }
+const struct engine_info *engine_info(const struct engine *g) {
+    return &g->info;
+}
+const struct tokenizer *engine_tokenizer(const struct engine *g) {
+    return g->tokenizer;
+}
 
 static void faults_read(struct job *j) {
     const struct engine_request *r = &j->copy;

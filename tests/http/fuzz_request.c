@@ -6,6 +6,30 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
+/* What mutations insert: every field's name, and the values that fields are picky about. */
+#define FIELD_WORD(name, ...) "\"" #name "\":",
+#define INT FIELD_WORD
+#define REAL FIELD_WORD
+#define BOOL FIELD_WORD
+#define PART FIELD_WORD
+#define NOOP FIELD_WORD
+#define REFUSED FIELD_WORD
+extern const char *const fuzz_words[];
+const char *const fuzz_words[] = {
+#include "server/api_fields.def"
+    "null",
+    "true",
+    "[]",
+    "{}",
+    "[[1,2],\"a\"]",
+    "-1",
+    "1e308",
+    "9223372036854775807",
+    "{\"role\":\"user\",\"content\":\"x\"}",
+    "{\"type\":\"text\",\"text\":\"x\"}",
+    ",",
+    NULL};
+
 /* The first byte chooses the endpoint, the rest is the body. */
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     static const char *const names[] = {"model", "alias"};

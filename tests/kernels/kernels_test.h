@@ -28,10 +28,14 @@ static inline uint64_t rng_u64(struct rng *r) {
     return r->s * 0x2545f4914f6cdd1dull;
 }
 
-static inline uint32_t rng_below(struct rng *r, uint32_t n) { return (uint32_t)(rng_u64(r) >> 32) % n; }
+static inline uint32_t rng_below(struct rng *r, uint32_t n) {
+    return (uint32_t)(rng_u64(r) >> 32) % n;
+}
 
 /* Uniform in [-1, 1). */
-static inline float rng_unit(struct rng *r) { return (float)(int32_t)(rng_u64(r) >> 32) * 0x1p-31f; }
+static inline float rng_unit(struct rng *r) {
+    return (float)(int32_t)(rng_u64(r) >> 32) * 0x1p-31f;
+}
 
 /* Any finite float with an exponent in [e_min, e_max] (biased by 127). */
 static inline float rng_float(struct rng *r, uint32_t e_min, uint32_t e_max) {
@@ -50,12 +54,24 @@ static inline void fill_wild(struct rng *r, float *x, size_t n) {
         const uint32_t kind = rng_below(r, 8);
         for (size_t j = i; j < n && j < i + 32; j++) {
             switch (kind) {
-            case 0: x[j] = 0.0f; break;
-            case 1: x[j] = rng_float(r, 0, 2); break; /* denormals and their neighbours */
-            case 2: x[j] = rng_float(r, 1, 190); break;
-            case 3: x[j] = rng_below(r, 9) ? -0.0f : rng_float(r, 60, 140); break;
-            case 4: x[j] = (float)((int)rng_below(r, 255) - 127) * 0.5f; break; /* ties */
-            default: x[j] = rng_unit(r); break;
+            case 0:
+                x[j] = 0.0f;
+                break;
+            case 1:
+                x[j] = rng_float(r, 0, 2);
+                break; /* denormals and their neighbours */
+            case 2:
+                x[j] = rng_float(r, 1, 190);
+                break;
+            case 3:
+                x[j] = rng_below(r, 9) ? -0.0f : rng_float(r, 60, 140);
+                break;
+            case 4:
+                x[j] = (float)((int)rng_below(r, 255) - 127) * 0.5f;
+                break; /* ties */
+            default:
+                x[j] = rng_unit(r);
+                break;
             }
         }
     }
@@ -131,7 +147,8 @@ static inline float *floats(size_t n) {
 /* Bits equal; the message says where they are not. */
 static inline void assert_same_bits(const float *a, const float *b, size_t n, const char *what) {
     for (size_t i = 0; i < n; i++) {
-        if (f32_bits(a[i]) != f32_bits(b[i])) fail_msg("%s: element %zu: %a != %a", what, i, (double)a[i], (double)b[i]);
+        if (f32_bits(a[i]) != f32_bits(b[i]))
+            fail_msg("%s: element %zu: %a != %a", what, i, (double)a[i], (double)b[i]);
     }
 }
 

@@ -70,8 +70,10 @@ static void test_bf16_rounding(void **state) {
     struct rng r = {11};
     for (int i = 0; i < 100000; i++) {
         const float x = rng_float(&r, 1, 253);
-        const float lo = f32_from_bits(f32_bits(x) & 0xffff0000), hi = f32_from_bits((f32_bits(x) & 0xffff0000) + 0x10000);
-        const double to_lo = (double)x - lo, to_hi = (double)hi - x, a = to_lo < 0 ? -to_lo : to_lo, b = to_hi < 0 ? -to_hi : to_hi;
+        const float lo = f32_from_bits(f32_bits(x) & 0xffff0000),
+                    hi = f32_from_bits((f32_bits(x) & 0xffff0000) + 0x10000);
+        const double to_lo = (double)x - lo, to_hi = (double)hi - x, a = to_lo < 0 ? -to_lo : to_lo,
+                     b = to_hi < 0 ? -to_hi : to_hi;
         const float got = f32_from_bits((uint32_t)bf16_from_f32(x) << 16);
         const float even = f32_bits(lo) & 0x10000 ? hi : lo;
         assert_true(got == (a < b ? lo : b < a ? hi : even));

@@ -13,7 +13,9 @@ static const uint32_t token_counts[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 17, 64, 2
 enum { TOKENS_MAX = 256 };
 
 /* The smallest number of columns a type takes, and for floats one that is odd. */
-static uint32_t cols_minimal(enum dtype t) { return dtype_block_len(t) == 1 ? 3 : dtype_block_len(t); }
+static uint32_t cols_minimal(enum dtype t) {
+    return dtype_block_len(t) == 1 ? 3 : dtype_block_len(t);
+}
 
 static void product(struct kernels *k, const struct weight *w, const float *x, uint32_t n_tokens, float *y) {
     struct act *a = k->act_alloc(k, n_tokens, w->n_cols, k->weight_act_format(w));
@@ -39,13 +41,15 @@ static void isa_case(struct kernels *ref, struct kernels *k, enum dtype t, struc
     struct weight *wk = pack_or_die(k, t, s.n_rows, s.n_cols, src, &cut);
     float *x = floats((size_t)TOKENS_MAX * s.n_cols);
     float *yr = floats((size_t)TOKENS_MAX * s.n_rows), *yk = floats((size_t)TOKENS_MAX * s.n_rows);
-    if (s.wild) fill_wild(&r, x, (size_t)TOKENS_MAX * s.n_cols);
-    else fill_smooth(&r, x, (size_t)TOKENS_MAX * s.n_cols);
+    if (s.wild)
+        fill_wild(&r, x, (size_t)TOKENS_MAX * s.n_cols);
+    else
+        fill_smooth(&r, x, (size_t)TOKENS_MAX * s.n_cols);
     for (size_t i = 0; i < ARRAY_COUNT(token_counts); i++) {
         const uint32_t n = token_counts[i];
         char what[128];
-        snprintf(what, sizeof what, "%s %ux%u wild=%d sliced=%d tokens=%u %s", dtype_name(t), s.n_rows, s.n_cols, s.wild,
-                 s.sliced, n, k->isa);
+        snprintf(what, sizeof what, "%s %ux%u wild=%d sliced=%d tokens=%u %s", dtype_name(t), s.n_rows, s.n_cols,
+                 s.wild, s.sliced, n, k->isa);
         product(ref, wr, x, n, yr);
         product(k, wk, x, n, yk);
         assert_same_bits(yk, yr, (size_t)n * s.n_rows, what);
@@ -62,14 +66,19 @@ static void isa_equals_scalar(const char *isa) {
         isa_case(ref, k, t, (struct shape_case){.n_rows = 1, .n_cols = cols_minimal(t)});
         isa_case(ref, k, t, (struct shape_case){.n_rows = 37, .n_cols = 512, .wild = true});
         isa_case(ref, k, t, (struct shape_case){.n_rows = 16, .n_cols = 2048, .wild = true, .sliced = true});
-        isa_case(ref, k, t, (struct shape_case){.n_rows = 33, .n_cols = 768, .sliced = true}); /* empty slices of K-quants */
+        isa_case(ref, k, t,
+                 (struct shape_case){.n_rows = 33, .n_cols = 768, .sliced = true}); /* empty slices of K-quants */
     }
     if (k) k->close(k);
     ref->close(ref);
 }
 
-static void test_avx2_equals_scalar(void **state) { (void)state, isa_equals_scalar("avx2"); }
-static void test_avx512_equals_scalar(void **state) { (void)state, isa_equals_scalar("avx512"); }
+static void test_avx2_equals_scalar(void **state) {
+    (void)state, isa_equals_scalar("avx2");
+}
+static void test_avx512_equals_scalar(void **state) {
+    (void)state, isa_equals_scalar("avx512");
+}
 
 /* ---- Batch, threads ---- */
 
@@ -166,7 +175,8 @@ static void tensor_parallel_case(struct kernels *k, enum dtype t, uint32_t n_col
         struct weight *shard = shard_pack(k, t, ROWS, n_cols, src, &full, s0, s1);
         assert_non_null(shard);
         float *own = floats((size_t)N * cols);
-        for (uint32_t i = 0; i < N; i++) memcpy(own + (size_t)i * cols, x + (size_t)i * n_cols + col0, cols * sizeof(float));
+        for (uint32_t i = 0; i < N; i++)
+            memcpy(own + (size_t)i * cols, x + (size_t)i * n_cols + col0, cols * sizeof(float));
         product(k, shard, own, N, part[rank]);
         k->weight_free(k, shard);
         free(own);
@@ -246,7 +256,9 @@ static void test_accuracy(void **state) {
 
 /* ---- Gate and up ---- */
 
-static size_t act_bytes(const struct act *a) { return a->bytes - round_up(sizeof *a, 64); }
+static size_t act_bytes(const struct act *a) {
+    return a->bytes - round_up(sizeof *a, 64);
+}
 
 static struct act *gated(struct kernels *k, enum dtype t, uint32_t n_ff, uint32_t n_cols, const uint8_t *gate,
                          const uint8_t *up, enum activation f, const float *x, uint32_t n_tokens) {
@@ -277,7 +289,8 @@ static double activation_exact(enum activation f, double x) {
 static void gated_case(enum dtype t, uint32_t n_ff, uint32_t n_cols, enum activation f, uint32_t n_tokens) {
     struct rng r = {31337 + n_ff};
     uint8_t *wg = weights_random(&r, t, n_ff, n_cols, false), *wu = weights_random(&r, t, n_ff, n_cols, false);
-    float *x = floats((size_t)n_tokens * n_cols), *g = floats((size_t)n_tokens * n_ff), *u = floats((size_t)n_tokens * n_ff);
+    float *x = floats((size_t)n_tokens * n_cols), *g = floats((size_t)n_tokens * n_ff),
+          *u = floats((size_t)n_tokens * n_ff);
     fill_smooth(&r, x, (size_t)n_tokens * n_cols);
     struct kernels *ref = kernels_try("scalar", 2);
     struct act *expected = gated(ref, t, n_ff, n_cols, wg, wu, f, x, n_tokens);
@@ -362,10 +375,14 @@ static void test_bad_shapes_are_refused(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_avx2_equals_scalar),     cmocka_unit_test(test_avx512_equals_scalar),
-        cmocka_unit_test(test_row_independence),       cmocka_unit_test(test_threads_equal),
-        cmocka_unit_test(test_tensor_parallel),        cmocka_unit_test(test_accuracy),
-        cmocka_unit_test(test_gated),                  cmocka_unit_test(test_embed_equals_dequantized),
+        cmocka_unit_test(test_avx2_equals_scalar),
+        cmocka_unit_test(test_avx512_equals_scalar),
+        cmocka_unit_test(test_row_independence),
+        cmocka_unit_test(test_threads_equal),
+        cmocka_unit_test(test_tensor_parallel),
+        cmocka_unit_test(test_accuracy),
+        cmocka_unit_test(test_gated),
+        cmocka_unit_test(test_embed_equals_dequantized),
         cmocka_unit_test(test_bad_shapes_are_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

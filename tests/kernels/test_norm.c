@@ -124,9 +124,12 @@ static void test_residual_is_its_parts(void **state) {
     enum { N = 10, COLS = 640 };
     struct kernels *k = kernels_try("auto", 2);
     struct rng r = {3};
-    float *h = floats(N * COLS), *y = floats(N * COLS), *post = floats(COLS), *next = floats(COLS), *sum = floats(N * COLS);
-    fill_smooth(&r, h, N * COLS), fill_smooth(&r, y, N * COLS), fill_smooth(&r, post, COLS), fill_smooth(&r, next, COLS);
-    struct act *normed = k->act_alloc(k, N, COLS, ALL), *a = k->act_alloc(k, N, COLS, ALL), *b = k->act_alloc(k, N, COLS, ALL);
+    float *h = floats(N * COLS), *y = floats(N * COLS), *post = floats(COLS), *next = floats(COLS),
+          *sum = floats(N * COLS);
+    fill_smooth(&r, h, N * COLS), fill_smooth(&r, y, N * COLS), fill_smooth(&r, post, COLS),
+        fill_smooth(&r, next, COLS);
+    struct act *normed = k->act_alloc(k, N, COLS, ALL), *a = k->act_alloc(k, N, COLS, ALL),
+               *b = k->act_alloc(k, N, COLS, ALL);
     k->norm_pack(k, y, post, 1e-5f, N, COLS, normed, ACT_F32);
     for (uint32_t t = 0; t < N; t++) {
         for (uint32_t i = 0; i < COLS; i++) sum[t * COLS + i] = h[t * COLS + i] + act_f32(normed, t, i);
@@ -187,8 +190,10 @@ static void levels_case(const char *isa, uint32_t n_tokens, uint32_t n_cols, boo
         struct rng r = {n};
         float *x = floats(n), *y = floats(n), *w = floats(n_cols), *h0 = floats(n), *h1 = floats(n);
         fill_smooth(&r, w, n_cols), fill_smooth(&r, y, n);
-        if (wild) fill_wild(&r, x, n);
-        else fill_smooth(&r, x, n);
+        if (wild)
+            fill_wild(&r, x, n);
+        else
+            fill_smooth(&r, x, n);
         for (size_t i = 0; i < n; i++) x[i] = fabsf(x[i]) > 1e18f ? 1.0f : x[i]; /* squares stay finite */
         struct act *a[3], *b[3];
         run_all(ref, x, y, w, h0, n_tokens, n_cols, a);
@@ -255,9 +260,9 @@ static void test_gather_rows(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_pack_values),          cmocka_unit_test(test_norm_values),
+        cmocka_unit_test(test_pack_values),           cmocka_unit_test(test_norm_values),
         cmocka_unit_test(test_residual_is_its_parts), cmocka_unit_test(test_not_a_number_stays_visible),
-        cmocka_unit_test(test_levels_equal),         cmocka_unit_test(test_rows_are_independent),
+        cmocka_unit_test(test_levels_equal),          cmocka_unit_test(test_rows_are_independent),
         cmocka_unit_test(test_gather_rows),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

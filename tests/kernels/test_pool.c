@@ -115,8 +115,10 @@ static void test_idle_pool_sleeps(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_every_item_once),  cmocka_unit_test(test_caller_waits_for_slow_items),
-        cmocka_unit_test(test_arithmetic_mode),  cmocka_unit_test(test_idle_pool_sleeps),
+        cmocka_unit_test(test_every_item_once),
+        cmocka_unit_test(test_caller_waits_for_slow_items),
+        cmocka_unit_test(test_arithmetic_mode),
+        cmocka_unit_test(test_idle_pool_sleeps),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -5,7 +5,7 @@
  */
 #include <string.h>
 
-#include "engine/kernels/cpu/arena.h"
+#include "engine/kernels/cpu/weight_arena.h"
 #include "engine/kernels/cpu/cpu.h"
 #include "engine/kernels/dtype.h"
 
@@ -17,9 +17,12 @@ enum { ACT_ALL = ACT_F32 | ACT_Q8 | ACT_BF16, ACT_DIM_MAX = 1 << 24 };
 static size_t tile_bytes(unsigned format, uint32_t n_cols) {
     const size_t n_blocks = div_up(n_cols, Q8_BLOCK);
     switch (format) {
-    case ACT_Q8: return n_blocks * Q8_BLOCK_BYTES * TILE_TOKENS;
-    case ACT_F32: return n_blocks * Q8_BLOCK * sizeof(float) * TILE_TOKENS;
-    default: return n_blocks * Q8_BLOCK * sizeof(uint16_t) * TILE_TOKENS;
+    case ACT_Q8:
+        return n_blocks * Q8_BLOCK_BYTES * TILE_TOKENS;
+    case ACT_F32:
+        return n_blocks * Q8_BLOCK * sizeof(float) * TILE_TOKENS;
+    default:
+        return n_blocks * Q8_BLOCK * sizeof(uint16_t) * TILE_TOKENS;
     }
 }
 
@@ -151,7 +154,8 @@ void cpu_residual_norm_pack(struct kernels *k, float *h, const float *y, const f
     rows_run(k, &j, formats);
 }
 
-void cpu_gather_rows(struct kernels *k, const float *x, const uint32_t *rows, uint32_t n_rows, uint32_t n_cols, float *y) {
+void cpu_gather_rows(struct kernels *k, const float *x, const uint32_t *rows, uint32_t n_rows, uint32_t n_cols,
+                     float *y) {
     (void)k;
     for (uint32_t r = 0; r < n_rows; r++) {
         memcpy(y + (size_t)r * n_cols, x + (size_t)rows[r] * n_cols, n_cols * sizeof(float));

@@ -52,7 +52,8 @@ static inline void act_store_q8(const struct act_row *row, uint32_t block, const
 
 static inline void act_store_f32(const struct act_row *row, uint32_t col, const float v[Q8_BLOCK]) {
     float *dst = row->f32 + (size_t)col * row->nc + row->c;
-    if (row->nc == 1) memcpy(dst, v, Q8_BLOCK * sizeof(float));
+    if (row->nc == 1)
+        memcpy(dst, v, Q8_BLOCK * sizeof(float));
     else
         for (size_t i = 0; i < Q8_BLOCK; i++) dst[i * row->nc] = v[i];
 }
@@ -60,7 +61,8 @@ static inline void act_store_f32(const struct act_row *row, uint32_t col, const 
 /* v: 32 bf16 values */
 static inline void act_store_bf16(const struct act_row *row, uint32_t col, const uint16_t v[Q8_BLOCK]) {
     uint16_t *dst = row->bf16 + (size_t)col * row->nc + row->c * 2;
-    if (row->nc == 1) memcpy(dst, v, Q8_BLOCK * sizeof(uint16_t));
+    if (row->nc == 1)
+        memcpy(dst, v, Q8_BLOCK * sizeof(uint16_t));
     else
         for (size_t i = 0; i < Q8_BLOCK / 2; i++) memcpy(dst + i * row->nc * 2, v + i * 2, 4);
 }

@@ -31,9 +31,27 @@ SIMD16_FN v16 load_elems(enum dtype t, const uint8_t *base, size_t i) {
 
 /* ---- Scores ---- */
 
-/* NQ queries x 32 tokens: score[i * 256 + t], t < 32, from k [head_dim][32] of type t. */
-SIMD16_FN void scores_tile(const uint32_t nq, const enum dtype type, const struct attn_query *query, const uint8_t *k,
-                           uint32_t head_dim, float *score) {
+/* What a tile of K is computed from. With few queries memory is the limit: while a K page is walked, the V page of the
+ * same tokens and the next K page are fetched line by line; the hardware does not foresee either. */
+struct key_rows {
+    const uint8_t *k;         /* [head_dim][32] */
+    uint32_t head_dim;
+    const uint8_t *ahead[2];  /* of the same size; NULL: nothing to fetch */
+};
+
+SIMD16_FN void fetch_ahead(const struct key_rows *rows, size_t at, size_t bytes) {
+    if (!rows->ahead[0]) return;
+    for (size_t i = 0; i < bytes; i += 64) {
+        __builtin_prefetch(rows->ahead[0] + at + i, 0, 2);
+        __builtin_prefetch(rows->ahead[1] + at + i, 0, 2);
+    }
+}
+
+/* NQ queries x 32 tokens: score[i * 256 + t], t < 32. */
+SIMD16_FN void scores_tile(const uint32_t nq, const enum dtype type, const struct attn_query *query,
+                           const struct key_rows *rows, float *score) {
+    const uint32_t head_dim = rows->head_dim;
+    const uint8_t *k = rows->k;
     const float *q[BODY_QUERIES];
     for (uint32_t i = 0; i < nq; i++) q[i] = query[i].q;
     for (uint32_t t = 0; t < KV_PAGE_TOKENS; t += 16 * BODY_VECS) {
@@ -45,6 +63,8 @@ SIMD16_FN void scores_tile(const uint32_t nq, const enum dtype type, const struc
         }
         for (uint32_t d = 0; d < head_dim; d++) {
             v16 kv[BODY_VECS];
+            const size_t line = (size_t)KV_PAGE_TOKENS * kv_elem_bytes(type);
+            if (nq <= DIRECT_QUERIES && t == 0) fetch_ahead(rows, d * line, line);
 #pragma GCC unroll 2
             for (uint32_t v = 0; v < BODY_VECS; v++) kv[v] = load_elems(type, k, (size_t)d * KV_PAGE_TOKENS + t + 16 * v);
 #pragma GCC unroll 8
@@ -63,41 +83,31 @@ SIMD16_FN void scores_tile(const uint32_t nq, const enum dtype type, const struc
 }
 
 /* Any n of up to ATTN_GROUP queries, in powers of two. */
-SIMD16_FN void scores_type(const enum dtype type, uint32_t n, const struct attn_query *q, const uint8_t *k,
-                           uint32_t head_dim, float *score) {
+SIMD16_FN void scores_type(const enum dtype type, uint32_t n, const struct attn_query *q, struct key_rows rows, float *score) {
     for (; n >= BODY_QUERIES; n -= BODY_QUERIES, q += BODY_QUERIES, score += BODY_QUERIES * ATTN_SPLIT_TOKENS) {
-        scores_tile(BODY_QUERIES, type, q, k, head_dim, score);
+        scores_tile(BODY_QUERIES, type, q, &rows, score);
+        rows.ahead[0] = NULL;
     }
     if (BODY_QUERIES > 4 && n >= 4) {
-        scores_tile(4, type, q, k, head_dim, score);
+        scores_tile(4, type, q, &rows, score);
+        rows.ahead[0] = NULL;
         n -= 4, q += 4, score += 4 * ATTN_SPLIT_TOKENS;
     }
     if (n >= 2) {
-        scores_tile(2, type, q, k, head_dim, score);
+        scores_tile(2, type, q, &rows, score);
+        rows.ahead[0] = NULL;
         n -= 2, q += 2, score += 2 * ATTN_SPLIT_TOKENS;
     }
-    if (n) scores_tile(1, type, q, k, head_dim, score);
+    if (n) scores_tile(1, type, q, &rows, score);
 }
 
-SIMD16_TARGET static void scores_f32(uint32_t n, const struct attn_query *q, const uint8_t *k, uint32_t hd, float *s) {
-    scores_type(DT_F32, n, q, k, hd, s);
-}
-SIMD16_TARGET static void scores_f16(uint32_t n, const struct attn_query *q, const uint8_t *k, uint32_t hd, float *s) {
-    scores_type(DT_F16, n, q, k, hd, s);
-}
-SIMD16_TARGET static void scores_bf16(uint32_t n, const struct attn_query *q, const uint8_t *k, uint32_t hd, float *s) {
-    scores_type(DT_BF16, n, q, k, hd, s);
-}
-SIMD16_TARGET static void scores_i8(uint32_t n, const struct attn_query *q, const uint8_t *k, uint32_t hd, float *s) {
-    scores_type(DT_I8, n, q, k, hd, s);
-}
-
-static void scores_any(enum dtype type, uint32_t n, const struct attn_query *q, const uint8_t *k, uint32_t hd, float *s) {
+SIMD16_TARGET static void scores_any(enum dtype type, uint32_t n, const struct attn_query *q, const struct key_rows *rows,
+                                     float *score) {
     switch (type) {
-    case DT_F16: scores_f16(n, q, k, hd, s); break;
-    case DT_BF16: scores_bf16(n, q, k, hd, s); break;
-    case DT_I8: scores_i8(n, q, k, hd, s); break;
-    default: scores_f32(n, q, k, hd, s); break;
+    case DT_F16: scores_type(DT_F16, n, q, *rows, score); break;
+    case DT_BF16: scores_type(DT_BF16, n, q, *rows, score); break;
+    case DT_I8: scores_type(DT_I8, n, q, *rows, score); break;
+    default: scores_type(DT_F32, n, q, *rows, score); break;
     }
 }
 
@@ -120,27 +130,40 @@ static bool reads_directly(const struct attn_unit *u) {
     return u->shape.type == DT_F32 || u->n_queries <= DIRECT_QUERIES;
 }
 
+/* Scores of all queries against one page, tokens t .. t + 31 of the split. */
+static void scores_page(const struct attn_unit *u, uint32_t first, uint32_t t, enum dtype type, struct key_rows *rows,
+                        struct attn_scratch *s) {
+    for (uint32_t j = 0; j < u->n_queries; j += ATTN_GROUP) {
+        uint32_t n = u->n_queries - j < ATTN_GROUP ? u->n_queries - j : ATTN_GROUP;
+        /* Queries are in row order: the first sees the lowest position, the last the highest. */
+        if (u->query[j + n - 1].hi <= first + t || u->query[j].lo >= first + t + KV_PAGE_TOKENS) continue;
+        scores_any(type, n, &u->query[j], rows, &s->score[j][t]);
+    }
+}
+
 /* Scores of all queries for the positions of one split that the unit sees; also its scales. */
 static void scores_split(const struct attn_unit *u, uint32_t split, struct attn_span seen, struct attn_scratch *s) {
     uint32_t first = split * ATTN_SPLIT_TOKENS;
-    for (uint32_t t = seen.a / KV_PAGE_TOKENS * KV_PAGE_TOKENS; t < seen.b; t += KV_PAGE_TOKENS) {
-        const uint8_t *page = attn_page(u, first + t), *k = attn_page_k(u, page);
-        enum dtype type = u->shape.type;
-        if (type == DT_I8) {
+    const uint8_t *page = attn_page(u, first + seen.a), *next;
+    for (uint32_t t = seen.a / KV_PAGE_TOKENS * KV_PAGE_TOKENS; t < seen.b; t += KV_PAGE_TOKENS, page = next) {
+        bool last = first + t + KV_PAGE_TOKENS >= u->hi;
+        next = last ? page : attn_page(u, first + t + KV_PAGE_TOKENS);
+        struct key_rows rows = {.k = attn_page_k(u, page), .head_dim = u->shape.head_dim};
+        if (u->shape.type == DT_I8) {
             size_t scale = sizeof(float) * KV_PAGE_TOKENS * u->kv_head;
             memcpy(s->k_scale + t, page + u->shape.k_scale_offset + scale, sizeof(float) * KV_PAGE_TOKENS);
             memcpy(s->v_scale + t, page + u->shape.v_scale_offset + scale, sizeof(float) * KV_PAGE_TOKENS);
         }
-        if (!reads_directly(u)) {
-            k_convert(type, k, u->shape.head_dim, s->k_tile);
-            k = (const uint8_t *)s->k_tile;
-            type = DT_F32;
-        }
-        for (uint32_t j = 0; j < u->n_queries; j += ATTN_GROUP) {
-            uint32_t n = u->n_queries - j < ATTN_GROUP ? u->n_queries - j : ATTN_GROUP;
-            /* Queries are in row order: the first sees the lowest position, the last the highest. */
-            if (u->query[j + n - 1].hi <= first + t || u->query[j].lo >= first + t + KV_PAGE_TOKENS) continue;
-            scores_any(type, n, &u->query[j], k, u->shape.head_dim, &s->score[j][t]);
+        if (reads_directly(u)) {
+            if (u->n_queries <= DIRECT_QUERIES) {
+                rows.ahead[0] = attn_page_v(u, page);
+                rows.ahead[1] = attn_page_k(u, next);
+            }
+            scores_page(u, first, t, u->shape.type, &rows, s);
+        } else {
+            k_convert(u->shape.type, rows.k, u->shape.head_dim, s->k_tile);
+            rows.k = (const uint8_t *)s->k_tile;
+            scores_page(u, first, t, DT_F32, &rows, s);
         }
     }
 }
@@ -310,8 +333,12 @@ static void values_group(const struct attn_query *q, uint32_t n, uint32_t split,
     }
 }
 
-SIMD16_TARGET static void values_zero(uint32_t n, struct attn_scratch *s) {
+/* Zeros the sums of a group and has its output rows fetched meanwhile: they are far apart and often not cached. */
+SIMD16_TARGET static void values_begin(const struct attn_acc *acc, uint32_t j0, uint32_t n, uint32_t d,
+                                       struct attn_scratch *s) {
     for (uint32_t i = 0; i < n; i++) {
+        __builtin_prefetch(acc->o[j0 + i] + d, 1);
+        __builtin_prefetch(acc->o[j0 + i] + d + ATTN_PANEL / 2, 1);
         for (uint32_t e = 0; e < ATTN_PANEL; e += 16) v16_store(&s->o_split[i][e], v16_set1(0.0f));
     }
 }
@@ -367,7 +394,7 @@ static void values_split(const struct attn_unit *u, uint32_t split, struct attn_
         }
         for (uint32_t j = 0; j < u->n_queries; j += ATTN_GROUP) {
             uint32_t n = u->n_queries - j < ATTN_GROUP ? u->n_queries - j : ATTN_GROUP;
-            values_zero(n, s);
+            values_begin(acc, j, n, d, s);
             values_group(&u->query[j], n, split, n_dims, rows, s->score[j], s->o_split[0]);
             values_fold(u, j, n, split, alone, d, n_dims, s, acc);
         }

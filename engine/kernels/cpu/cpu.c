@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "engine/kernels/cpu/arena.h"
+#include "engine/kernels/cpu/weight_arena.h"
 #include "engine/kernels/cpu/cpu.h"
 
 enum { BUF_MAP_BYTES = 1 << 20 }; /* from here on a buffer is a mapping of its own */
@@ -41,10 +41,14 @@ static bool level_choose(const char *isa, const struct features *f, enum isa_lev
     *level = f->avx512 ? ISA_AVX512 : f->avx2 ? ISA_AVX2 : ISA_SCALAR;
     if (!isa || !strcmp(isa, "auto")) return true;
     enum isa_level wanted;
-    if (!strcmp(isa, "scalar")) wanted = ISA_SCALAR;
-    else if (!strcmp(isa, "avx2")) wanted = ISA_AVX2;
-    else if (!strcmp(isa, "avx512")) wanted = ISA_AVX512;
-    else return err_set(e, ERR_BAD_VALUE, "unknown instruction set; there are auto, scalar, avx2, avx512");
+    if (!strcmp(isa, "scalar"))
+        wanted = ISA_SCALAR;
+    else if (!strcmp(isa, "avx2"))
+        wanted = ISA_AVX2;
+    else if (!strcmp(isa, "avx512"))
+        wanted = ISA_AVX512;
+    else
+        return err_set(e, ERR_BAD_VALUE, "unknown instruction set; there are auto, scalar, avx2, avx512");
     if (wanted > *level) return err_set(e, ERR_BAD_VALUE, "this machine does not have %s", isa);
     *level = wanted;
     return true;
@@ -78,8 +82,10 @@ static void *cpu_buf_alloc(struct kernels *k, size_t bytes) {
 
 static void cpu_buf_free(struct kernels *k, void *p, size_t bytes) {
     (void)k;
-    if (bytes >= BUF_MAP_BYTES) map_free(p, bytes);
-    else free(p);
+    if (bytes >= BUF_MAP_BYTES)
+        map_free(p, bytes);
+    else
+        free(p);
 }
 
 /* ---- Open and close ---- */

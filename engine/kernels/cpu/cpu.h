@@ -21,20 +21,20 @@
 enum isa_level { ISA_SCALAR, ISA_AVX2, ISA_AVX512 };
 
 enum {
-    TILE_TOKENS = 8,           /* rows of activations per tile: 8 int and 8 float accumulators fit 32 registers */
-    GATE_ROWS = 32,            /* gate and up rows per gated unit: one activation block of its output */
-    Q8_BLOCK_BYTES = 40,       /* per row of a tile, see above */
+    TILE_TOKENS = 8,     /* rows of activations per tile: 8 int and 8 float accumulators fit 32 registers */
+    GATE_ROWS = 32,      /* gate and up rows per gated unit: one activation block of its output */
+    Q8_BLOCK_BYTES = 40, /* per row of a tile, see above */
     Q8_SUMS_BYTES = 12,
 };
 
 struct weight {
     enum dtype type;
     uint32_t n_rows, n_cols;
-    uint32_t n_panels;         /* of 16 rows; rows past n_rows are zero */
+    uint32_t n_panels; /* of 16 rows; rows past n_rows are zero */
     struct slices slices;
-    uint8_t *panels;           /* [n_panels][panel_bytes], 64-byte aligned; layout: panel.h */
-    size_t panel_bytes;        /* multiple of 64 */
-    struct arena_chunk *chunk; /* memory that the panels live in */
+    uint8_t *panels;                  /* [n_panels][panel_bytes], 64-byte aligned; layout: panel.h */
+    size_t panel_bytes;               /* multiple of 64 */
+    struct weight_arena_chunk *chunk; /* memory that the panels live in */
 };
 
 struct act {
@@ -42,11 +42,11 @@ struct act {
     unsigned formats_max;      /* formats there is memory for */
     uint32_t n_tokens, n_cols; /* as packed last */
     unsigned formats;
-    uint8_t *q8, *q8_sums;     /* [tiles] of *_tile_bytes each */
+    uint8_t *q8, *q8_sums; /* [tiles] of *_tile_bytes each */
     float *f32;
     uint16_t *bf16;
     size_t q8_tile_bytes, q8_sums_tile_bytes, f32_tile_bytes, bf16_tile_bytes;
-    size_t bytes;              /* of the one allocation, which starts at this struct */
+    size_t bytes; /* of the one allocation, which starts at this struct */
 };
 
 /* One row of an act: where its values go. Pointers are to the row's tile; NULL for formats not wanted. */
@@ -81,11 +81,13 @@ struct cpu {
     struct pool *pool;
     struct cpu_isa isa;
     bool has_avx512bf16;
-    struct arena *arena; /* weights */
+    struct weight_arena *arena;         /* weights */
     struct attention_memory *attention; /* scratch of attention.c: cpu_attention_open, cpu_attention_close */
 };
 
-static inline struct cpu *cpu_of(struct kernels *k) { return (struct cpu *)k; }
+static inline struct cpu *cpu_of(struct kernels *k) {
+    return (struct cpu *)k;
+}
 
 /* Each fills its part of the table: matmul_*.c the panel functions, vec_*.c the rest. */
 void matmul_scalar_fill(struct cpu_isa *isa);
@@ -106,7 +108,8 @@ struct act *cpu_act_alloc(struct kernels *k, uint32_t n_tokens_max, uint32_t n_c
 void cpu_act_free(struct kernels *k, struct act *a);
 void cpu_act_begin(struct act *a, uint32_t n_tokens, uint32_t n_cols, unsigned formats);
 struct act_row cpu_act_row(const struct act *a, uint32_t token);
-void cpu_embed(struct kernels *k, const struct weight *w, const int32_t *ids, uint32_t n_tokens, float scale, float *out);
+void cpu_embed(struct kernels *k, const struct weight *w, const int32_t *ids, uint32_t n_tokens, float scale,
+               float *out);
 void cpu_norm_pack(struct kernels *k, const float *x, const float *w, float eps, uint32_t n_tokens, uint32_t n_cols,
                    struct act *out, unsigned formats);
 void cpu_residual_norm_pack(struct kernels *k, float *h, const float *y, const float *post_w, const float *next_w,
@@ -116,7 +119,8 @@ void cpu_act_pack(struct kernels *k, const float *x, uint32_t x_stride, uint32_t
 void cpu_matmul(struct kernels *k, const struct matmul *m, uint32_t n, const struct act *x, uint32_t n_tokens);
 void cpu_matmul_gated(struct kernels *k, const struct weight *gate, const struct weight *up, enum activation f,
                       const struct act *x, uint32_t n_tokens, struct act *out, unsigned formats);
-void cpu_gather_rows(struct kernels *k, const float *x, const uint32_t *rows, uint32_t n_rows, uint32_t n_cols, float *y);
+void cpu_gather_rows(struct kernels *k, const float *x, const uint32_t *rows, uint32_t n_rows, uint32_t n_cols,
+                     float *y);
 
 /* rope.c, qkv_post.c, attention.c: they choose their path by cpu_of(k)->isa.level and use cpu_of(k)->pool. */
 void cpu_rope_table(struct kernels *k, const uint32_t *positions, uint32_t n_tokens, const double *inv_freq,

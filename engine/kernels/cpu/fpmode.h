@@ -20,6 +20,8 @@ static inline unsigned fpmode_enter(void) {
     return saved;
 }
 
-static inline void fpmode_leave(unsigned saved) { _mm_setcsr(saved); }
+static inline void fpmode_leave(unsigned saved) {
+    _mm_setcsr(saved);
+}
 
 #endif

@@ -9,9 +9,11 @@
 #include "engine/kernels/cpu/panel.h"
 
 enum {
-    ITEM_BYTES = 64 * 1024,   /* of weights per item */
-    ITEMS_PER_THREAD = 4,     /* at least, where there is that much: evens out the end of an operation */
-    MATRICES_PER_RUN = 16,    /* matrices in one pool run */
+    ITEM_BYTES = 64 * 1024,     /* of weights per item */
+    ITEMS_PER_THREAD = 8,       /* at least, where there is that much: evens out the end of an operation */
+    ITEMS_PER_THREAD_LONG = 16, /* with many tokens, where an item takes long and starting one costs nothing */
+    LONG_TOKENS = 64,
+    MATRICES_PER_RUN = 16, /* matrices in one pool run */
 };
 
 /* ---- Activations as the kernels read them ---- */
@@ -34,9 +36,10 @@ static uint32_t tile_rows(uint32_t n_tokens, uint32_t tile) {
 }
 
 /* Units of `bytes` each per item: enough to fill ITEM_BYTES, few enough to give every thread several. */
-static uint32_t units_per_item(const struct cpu *cpu, size_t units, size_t bytes) {
+static uint32_t units_per_item(const struct cpu *cpu, size_t units, size_t bytes, uint32_t n_tokens) {
+    const size_t share = n_tokens < LONG_TOKENS ? ITEMS_PER_THREAD : ITEMS_PER_THREAD_LONG;
     const size_t by_size = size_max(1, ITEM_BYTES / bytes);
-    const size_t by_share = size_max(1, units / ((size_t)cpu->base.n_threads * ITEMS_PER_THREAD));
+    const size_t by_share = size_max(1, units / (cpu->base.n_threads * share));
     return (uint32_t)size_min(by_size, by_share);
 }
 
@@ -72,8 +75,10 @@ static void panels_run(const struct matmul_job *j, const struct matmul_part *par
         const uint32_t nc = tile_rows(j->n_tokens, t);
         for (uint32_t p = first; p < last; p++) {
             float *y = m->y + (size_t)t * TILE_TOKENS * m->y_stride + (size_t)p * ROW_PANEL;
-            if ((p + 1) * ROW_PANEL > m->w->n_rows) ragged_panel_run(fn, m, p, tile, sums, nc, y);
-            else fn(m->w, p, tile, sums, nc, y, m->y_stride);
+            if ((p + 1) * ROW_PANEL > m->w->n_rows)
+                ragged_panel_run(fn, m, p, tile, sums, nc, y);
+            else
+                fn(m->w, p, tile, sums, nc, y, m->y_stride);
         }
     }
 }
@@ -96,7 +101,7 @@ static void matmul_batch(struct cpu *cpu, const struct matmul *m, uint32_t n, co
         struct matmul_part *part = &job.parts[i];
         part->m = &m[i];
         part->x = x_view_of(m[i].w, x);
-        part->panels_per_item = units_per_item(cpu, panels, m[i].w->panel_bytes);
+        part->panels_per_item = units_per_item(cpu, panels, m[i].w->panel_bytes, n_tokens);
         part->first_item = n_items;
         n_items += (uint32_t)div_up(m[i].w->n_panels, part->panels_per_item);
     }
@@ -137,9 +142,11 @@ static void unit_run(const struct gated_job *j, uint32_t unit, uint32_t tile) {
     const uint32_t n = (uint32_t)size_min(j->gate->n_rows - unit * GATE_ROWS, GATE_ROWS);
     unit_rows(j, j->gate, &j->x_gate, unit, tile, nc, gate);
     unit_rows(j, j->up, &j->x_up, unit, tile, nc, up);
+    /* One call for the whole tile where its rows have no gaps: many independent values hide exp's latency. */
+    if (n == GATE_ROWS) j->cpu->isa.gate(j->f, gate, up, nc * GATE_ROWS);
     for (uint32_t c = 0; c < nc; c++) {
         const struct act_row row = cpu_act_row(j->out, tile * TILE_TOKENS + c);
-        j->cpu->isa.gate(j->f, gate + c * GATE_ROWS, up + c * GATE_ROWS, n);
+        if (n < GATE_ROWS) j->cpu->isa.gate(j->f, gate + c * GATE_ROWS, up + c * GATE_ROWS, n);
         j->cpu->isa.pack_row(&row, unit * GATE_ROWS, gate + c * GATE_ROWS, NULL, 1.0f, n);
     }
 }
@@ -161,7 +168,7 @@ void cpu_matmul_gated(struct kernels *k, const struct weight *gate, const struct
     job.x_gate = x_view_of(gate, x);
     job.x_up = x_view_of(up, x);
     job.n_units = (uint32_t)div_up(gate->n_rows, GATE_ROWS);
-    job.units_per_item = units_per_item(cpu, job.n_units, 2 * (gate->panel_bytes + up->panel_bytes));
+    job.units_per_item = units_per_item(cpu, job.n_units, 2 * (gate->panel_bytes + up->panel_bytes), n_tokens);
     cpu_act_begin(out, n_tokens, gate->n_rows, formats);
     pool_run(cpu->pool, (uint32_t)div_up(job.n_units, job.units_per_item), gated_item, &job);
 }

@@ -8,10 +8,9 @@
 #include <immintrin.h>
 
 #include "engine/kernels/cpu/panel.h"
+#include "engine/kernels/cpu/panel_function.h"
 
 #pragma GCC target("avx2,fma,f16c")
-
-#define INLINE static inline __attribute__((always_inline))
 
 enum { HALVES = 2 }; /* rows 0-7 and 8-15 */
 
@@ -26,13 +25,16 @@ struct scales {
 
 /* ---- Unpacking ---- */
 
-INLINE __m256i load(const uint8_t *p) { return _mm256_load_si256((const __m256i *)p); }
+INLINE __m256i load(const uint8_t *p) {
+    return _mm256_load_si256((const __m256i *)p);
+}
 
 INLINE void high5_or(struct quants *w, const uint8_t *high, int h) {
     const __m256i bits = load(high + h * 32), mask = _mm256_set1_epi8(16);
 #pragma GCC unroll 8
     for (int g = 0; g < 8; g++) {
-        const __m256i s = _mm256_srl_epi16(_mm256_slli_epi16(bits, g < 4 ? 4 - g : 0), _mm_cvtsi32_si128(g < 4 ? 0 : g - 4));
+        const __m256i s =
+            _mm256_srl_epi16(_mm256_slli_epi16(bits, g < 4 ? 4 - g : 0), _mm_cvtsi32_si128(g < 4 ? 0 : g - 4));
         w->g[g][h] = _mm256_or_si256(w->g[g][h], _mm256_and_si256(s, mask));
     }
 }
@@ -65,9 +67,15 @@ INLINE void quants_load(enum dtype t, const uint8_t *q, struct quants *w) {
     }
 }
 
-INLINE __m256 load_f16(const uint8_t *p) { return _mm256_cvtph_ps(_mm_load_si128((const __m128i *)p)); }
-INLINE __m256i load_u8(const uint8_t *p) { return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p)); }
-INLINE __m256i load_i8(const uint8_t *p) { return _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)); }
+INLINE __m256 load_f16(const uint8_t *p) {
+    return _mm256_cvtph_ps(_mm_load_si128((const __m128i *)p));
+}
+INLINE __m256i load_u8(const uint8_t *p) {
+    return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p));
+}
+INLINE __m256i load_i8(const uint8_t *p) {
+    return _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p));
+}
 
 INLINE void scales_load(enum dtype t, const uint8_t *panel, uint32_t b, struct scales *s) {
     const uint8_t *at = panel + panel_d_at(t, b), *sub = panel + panel_sub_scales_at(t, b);
@@ -85,8 +93,12 @@ INLINE void scales_load(enum dtype t, const uint8_t *panel, uint32_t b, struct s
 
 /* ---- Integer dot products ---- */
 
-INLINE __m256i bcast_i32(const uint8_t *p) { return _mm256_set1_epi32(*(const int32_t *)p); }
-INLINE __m256 bcast_f32(const uint8_t *p) { return _mm256_set1_ps(*(const float *)p); }
+INLINE __m256i bcast_i32(const uint8_t *p) {
+    return _mm256_set1_epi32(*(const int32_t *)p);
+}
+INLINE __m256 bcast_f32(const uint8_t *p) {
+    return _mm256_set1_ps(*(const float *)p);
+}
 
 /* Groups g0 .. g0+3 times the column's values at q (groups nc * 4 bytes apart): int32 per row. */
 INLINE __m256i isum_groups(enum dtype t, const struct quants *w, int g0, int h, const uint8_t *q, size_t step) {
@@ -111,10 +123,14 @@ INLINE __m256i isum_groups(enum dtype t, const struct quants *w, int g0, int h, 
 /* offset * -sum(x), added once per sum; Q8_0 needs none, its quants are signed here. */
 INLINE __m256i offset_part(enum dtype t, const uint8_t *neg_sum) {
     switch (t) {
-    case DT_Q6_K: return _mm256_slli_epi32(bcast_i32(neg_sum), 5);
-    case DT_Q5_0: return _mm256_slli_epi32(bcast_i32(neg_sum), 4);
-    case DT_Q4_0: return _mm256_slli_epi32(bcast_i32(neg_sum), 3);
-    default: return _mm256_setzero_si256();
+    case DT_Q6_K:
+        return _mm256_slli_epi32(bcast_i32(neg_sum), 5);
+    case DT_Q5_0:
+        return _mm256_slli_epi32(bcast_i32(neg_sum), 4);
+    case DT_Q4_0:
+        return _mm256_slli_epi32(bcast_i32(neg_sum), 3);
+    default:
+        return _mm256_setzero_si256();
     }
 }
 
@@ -148,35 +164,48 @@ INLINE void block_add(enum dtype t, int nc, const uint8_t *panel, uint32_t b, co
     }
 }
 
-/* One half of the panel, so that 8 columns keep their accumulators in registers. */
-INLINE void columns_add(enum dtype t, int nc, const uint8_t *panel, int h, size_t begin, size_t end, const uint8_t *tile,
-                        __m256 (*acc)[HALVES]) {
-    __m256 a[TILE_TOKENS];
+/* Float types go by halves of the panel, so that the accumulators of 8 columns stay in registers. */
+INLINE void half_load(int nc, int h, __m256 (*acc)[HALVES], __m256 a[TILE_TOKENS]) {
 #pragma GCC unroll 8
     for (int c = 0; c < TILE_TOKENS; c++) a[c] = c < nc ? acc[c][h] : _mm256_setzero_ps();
+}
+
+INLINE void half_store(int nc, int h, const __m256 a[TILE_TOKENS], __m256 (*acc)[HALVES]) {
+#pragma GCC unroll 8
+    for (int c = 0; c < nc; c++) acc[c][h] = a[c];
+}
+
+INLINE void columns_add(enum dtype t, int nc, const uint8_t *panel, int h, size_t begin, size_t end,
+                        const uint8_t *tile, __m256 (*acc)[HALVES]) {
+    __m256 a[TILE_TOKENS];
+    half_load(nc, h, acc, a);
     for (size_t i = begin; i < end; i++) {
-        const __m256 w = t == DT_F32 ? _mm256_load_ps((const float *)(panel + i * 64) + h * 8) : load_f16(panel + i * 32 + h * 16);
+        const __m256 w =
+            t == DT_F32 ? _mm256_load_ps((const float *)(panel + i * 64) + h * 8) : load_f16(panel + i * 32 + h * 16);
 #pragma GCC unroll 8
         for (int c = 0; c < nc; c++) a[c] = _mm256_fmadd_ps(w, bcast_f32(tile + (i * nc + c) * 4), a[c]);
     }
-#pragma GCC unroll 8
-    for (int c = 0; c < nc; c++) acc[c][h] = a[c];
+    half_store(nc, h, a, acc);
 }
 
 /* Column pairs of bf16 by two fmas: odd column, then even. */
 INLINE void pairs_add(int nc, const uint8_t *panel, int h, size_t begin, size_t end, const uint8_t *tile,
                       __m256 (*acc)[HALVES]) {
     const __m256i high = _mm256_set1_epi32((int)0xffff0000);
+    __m256 a[TILE_TOKENS];
+    half_load(nc, h, acc, a);
     for (size_t p = begin; p < end; p++) {
         const __m256i w = load(panel + p * 64 + h * 32);
         const __m256 odd = _mm256_castsi256_ps(_mm256_and_si256(w, high));
         const __m256 even = _mm256_castsi256_ps(_mm256_slli_epi32(w, 16));
+#pragma GCC unroll 8
         for (int c = 0; c < nc; c++) {
             const __m256i x = bcast_i32(tile + (p * nc + c) * 4);
-            acc[c][h] = _mm256_fmadd_ps(odd, _mm256_castsi256_ps(_mm256_and_si256(x, high)), acc[c][h]);
-            acc[c][h] = _mm256_fmadd_ps(even, _mm256_castsi256_ps(_mm256_slli_epi32(x, 16)), acc[c][h]);
+            a[c] = _mm256_fmadd_ps(odd, _mm256_castsi256_ps(_mm256_and_si256(x, high)), a[c]);
+            a[c] = _mm256_fmadd_ps(even, _mm256_castsi256_ps(_mm256_slli_epi32(x, 16)), a[c]);
         }
     }
+    half_store(nc, h, a, acc);
 }
 
 INLINE void slice_add(enum dtype t, int nc, const struct weight *w, const uint8_t *panel, const uint8_t *tile,
@@ -202,7 +231,8 @@ INLINE void tile_run(enum dtype t, int nc, const struct weight *w, const uint8_t
     for (uint32_t n = n_slices; n > 1; n /= 2) {
         for (uint32_t i = 0; i < n / 2; i++) {
             for (int c = 0; c < nc; c++) {
-                for (int h = 0; h < HALVES; h++) part[i][c][h] = _mm256_add_ps(part[2 * i][c][h], part[2 * i + 1][c][h]);
+                for (int h = 0; h < HALVES; h++)
+                    part[i][c][h] = _mm256_add_ps(part[2 * i][c][h], part[2 * i + 1][c][h]);
             }
         }
     }
@@ -210,18 +240,6 @@ INLINE void tile_run(enum dtype t, int nc, const struct weight *w, const uint8_t
         for (int h = 0; h < HALVES; h++) _mm256_storeu_ps(y + c * y_stride + h * 8, part[0][c][h]);
     }
 }
-
-/* Instances for 1 and 8 columns; the other counts of a last tile take the general one. */
-#define PANEL_FUNCTION(name, type)                                                                                     \
-    static void name(const struct weight *w, uint32_t panel, const void *tile, const void *sums, uint32_t nc, float *y, \
-                     size_t y_stride) {                                                                                \
-        const uint8_t *p = panel_at(w, panel);                                                                         \
-        switch (nc) {                                                                                                  \
-        case 1: tile_run(type, 1, w, p, tile, sums, y, y_stride); break;                                               \
-        case 8: tile_run(type, 8, w, p, tile, sums, y, y_stride); break;                                               \
-        default: tile_run(type, (int)nc, w, p, tile, sums, y, y_stride); break;                                        \
-        }                                                                                                              \
-    }
 
 PANEL_FUNCTION(panel_f32, DT_F32)
 PANEL_FUNCTION(panel_f16, DT_F16)

@@ -9,10 +9,9 @@
 #include <immintrin.h>
 
 #include "engine/kernels/cpu/panel.h"
+#include "engine/kernels/cpu/panel_function.h"
 
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")
-
-#define INLINE static inline __attribute__((always_inline))
 
 struct quants {
     __m512i g[8]; /* u8, group g: 4 columns x 16 rows */
@@ -43,7 +42,8 @@ INLINE struct quants quants_load(enum dtype t, const uint8_t *q) {
         const __m512i high = _mm512_load_si512(q + 256), mask = _mm512_set1_epi8(16);
 #pragma GCC unroll 8
         for (int g = 0; g < 8; g++) {
-            const __m512i s = g < 4 ? _mm512_slli_epi16(high, g < 4 ? 4 - g : 0) : _mm512_srli_epi16(high, g < 4 ? 0 : g - 4);
+            const __m512i s =
+                g < 4 ? _mm512_slli_epi16(high, g < 4 ? 4 - g : 0) : _mm512_srli_epi16(high, g < 4 ? 0 : g - 4);
             w.g[g] = _mm512_ternarylogic_epi32(s, mask, w.g[g], 0xea);
         }
     } else if (t == DT_Q6_K) {
@@ -60,9 +60,15 @@ INLINE struct quants quants_load(enum dtype t, const uint8_t *q) {
     return w;
 }
 
-INLINE __m512 load_f16(const uint8_t *p) { return _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)p)); }
-INLINE __m512i load_u8(const uint8_t *p) { return _mm512_cvtepu8_epi32(_mm_load_si128((const __m128i *)p)); }
-INLINE __m512i load_i8(const uint8_t *p) { return _mm512_cvtepi8_epi32(_mm_load_si128((const __m128i *)p)); }
+INLINE __m512 load_f16(const uint8_t *p) {
+    return _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)p));
+}
+INLINE __m512i load_u8(const uint8_t *p) {
+    return _mm512_cvtepu8_epi32(_mm_load_si128((const __m128i *)p));
+}
+INLINE __m512i load_i8(const uint8_t *p) {
+    return _mm512_cvtepi8_epi32(_mm_load_si128((const __m128i *)p));
+}
 
 INLINE struct scales scales_load(enum dtype t, const uint8_t *panel, uint32_t b) {
     const uint8_t *at = panel + panel_d_at(t, b), *sub = panel + panel_sub_scales_at(t, b);
@@ -80,17 +86,26 @@ INLINE struct scales scales_load(enum dtype t, const uint8_t *panel, uint32_t b)
     return s;
 }
 
-INLINE __m512i bcast_i32(const uint8_t *p) { return _mm512_set1_epi32(*(const int32_t *)p); }
-INLINE __m512 bcast_f32(const uint8_t *p) { return _mm512_set1_ps(*(const float *)p); }
+INLINE __m512i bcast_i32(const uint8_t *p) {
+    return _mm512_set1_epi32(*(const int32_t *)p);
+}
+INLINE __m512 bcast_f32(const uint8_t *p) {
+    return _mm512_set1_ps(*(const float *)p);
+}
 
 /* Start value of the integer sum: -offset * sum(x). */
 INLINE __m512i isum_start(enum dtype t, const uint8_t *neg_sum) {
     switch (t) {
-    case DT_Q8_0: return _mm512_slli_epi32(bcast_i32(neg_sum), 7);
-    case DT_Q6_K: return _mm512_slli_epi32(bcast_i32(neg_sum), 5);
-    case DT_Q5_0: return _mm512_slli_epi32(bcast_i32(neg_sum), 4);
-    case DT_Q4_0: return _mm512_slli_epi32(bcast_i32(neg_sum), 3);
-    default: return _mm512_setzero_si512();
+    case DT_Q8_0:
+        return _mm512_slli_epi32(bcast_i32(neg_sum), 7);
+    case DT_Q6_K:
+        return _mm512_slli_epi32(bcast_i32(neg_sum), 5);
+    case DT_Q5_0:
+        return _mm512_slli_epi32(bcast_i32(neg_sum), 4);
+    case DT_Q4_0:
+        return _mm512_slli_epi32(bcast_i32(neg_sum), 3);
+    default:
+        return _mm512_setzero_si512();
     }
 }
 

@@ -6,10 +6,9 @@
 #include <immintrin.h>
 
 #include "engine/kernels/cpu/panel.h"
+#include "engine/kernels/cpu/panel_function.h"
 
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,f16c")
-
-#define INLINE static inline __attribute__((always_inline))
 
 INLINE void slice_add(enum dtype t, int nc, const struct weight *w, const uint8_t *panel, const uint8_t *tile,
                       const uint8_t *sums, uint32_t s, __m512 *acc) {
@@ -28,4 +27,6 @@ INLINE void slice_add(enum dtype t, int nc, const struct weight *w, const uint8_
 
 PANEL_FUNCTION(panel_bf16, DT_BF16)
 
-void matmul_avx512_bf16_fill(struct cpu_isa *isa) { isa->panel[DT_BF16] = panel_bf16; }
+void matmul_avx512_bf16_fill(struct cpu_isa *isa) {
+    isa->panel[DT_BF16] = panel_bf16;
+}

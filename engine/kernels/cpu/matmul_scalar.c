@@ -69,7 +69,8 @@ static float slice_float(const struct weight *w, const uint8_t *panel, uint32_t 
                          uint32_t c, uint32_t s) {
     float acc = 0.0f;
     for (size_t i = w->slices.edge[s]; i < w->slices.edge[s + 1]; i++) {
-        const float v = w->type == DT_F32 ? f32_from_bits(u32_load(panel + i * 64 + r * 4)) : f16_load(panel + i * 32 + r * 2);
+        const float v =
+            w->type == DT_F32 ? f32_from_bits(u32_load(panel + i * 64 + r * 4)) : f16_load(panel + i * 32 + r * 2);
         acc = fmaf(v, tile[i * nc + c], acc);
     }
     return acc;
@@ -90,9 +91,12 @@ static float row_dot(const struct weight *w, const uint8_t *panel, uint32_t r, c
                      uint32_t nc, uint32_t c) {
     float part[SLICE_COUNT];
     for (uint32_t s = 0; s < w->slices.count; s++) {
-        if (w->type == DT_BF16) part[s] = slice_bf16(w, panel, r, tile, nc, c, s);
-        else if (w->type == DT_F32 || w->type == DT_F16) part[s] = slice_float(w, panel, r, tile, nc, c, s);
-        else part[s] = slice_quant(w, panel, r, tile, sums, nc, c, s);
+        if (w->type == DT_BF16)
+            part[s] = slice_bf16(w, panel, r, tile, nc, c, s);
+        else if (w->type == DT_F32 || w->type == DT_F16)
+            part[s] = slice_float(w, panel, r, tile, nc, c, s);
+        else
+            part[s] = slice_quant(w, panel, r, tile, sums, nc, c, s);
     }
     for (uint32_t n = w->slices.count; n > 1; n /= 2) {
         for (uint32_t i = 0; i < n / 2; i++) part[i] = part[2 * i] + part[2 * i + 1];
@@ -100,8 +104,8 @@ static float row_dot(const struct weight *w, const uint8_t *panel, uint32_t r, c
     return part[0];
 }
 
-static void panel_scalar(const struct weight *w, uint32_t panel, const void *tile, const void *sums, uint32_t nc, float *y,
-                         size_t y_stride) {
+static void panel_scalar(const struct weight *w, uint32_t panel, const void *tile, const void *sums, uint32_t nc,
+                         float *y, size_t y_stride) {
     const uint8_t *base = panel_at(w, panel);
     for (uint32_t c = 0; c < nc; c++) {
         for (uint32_t r = 0; r < ROW_PANEL; r++) y[c * y_stride + r] = row_dot(w, base, r, tile, sums, nc, c);

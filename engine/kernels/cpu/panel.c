@@ -14,10 +14,14 @@ enum {
 
 size_t panel_bytes(enum dtype t, uint32_t n_cols) {
     switch (t) {
-    case DT_F32: return (size_t)n_cols * 64;
-    case DT_F16: return round_up((size_t)n_cols * 32, 64);
-    case DT_BF16: return div_up(n_cols, 2) * 64;
-    default: return div_up(n_cols / Q8_BLOCK, panel_super_blocks(t)) * panel_super_bytes(t);
+    case DT_F32:
+        return (size_t)n_cols * 64;
+    case DT_F16:
+        return round_up((size_t)n_cols * 32, 64);
+    case DT_BF16:
+        return div_up(n_cols, 2) * 64;
+    default:
+        return div_up(n_cols / Q8_BLOCK, panel_super_blocks(t)) * panel_super_bytes(t);
     }
 }
 
@@ -116,13 +120,26 @@ static void pack_floats(enum dtype t, uint8_t *panel, uint32_t r, const uint8_t 
 void panel_row_pack(const struct weight *w, uint8_t *panel, uint32_t r, const uint8_t *src) {
     const uint32_t n_blocks = w->n_cols / Q8_BLOCK;
     switch (w->type) {
-    case DT_Q4_0: pack_q_0(DT_Q4_0, panel, r, src, n_blocks); break;
-    case DT_Q5_0: pack_q_0(DT_Q5_0, panel, r, src, n_blocks); break;
-    case DT_Q8_0: pack_q_0(DT_Q8_0, panel, r, src, n_blocks); break;
-    case DT_Q4_K: pack_q45_k(DT_Q4_K, panel, r, src, n_blocks); break;
-    case DT_Q5_K: pack_q45_k(DT_Q5_K, panel, r, src, n_blocks); break;
-    case DT_Q6_K: pack_q6_k(panel, r, src, n_blocks); break;
-    default: pack_floats(w->type, panel, r, src, w->n_cols);
+    case DT_Q4_0:
+        pack_q_0(DT_Q4_0, panel, r, src, n_blocks);
+        break;
+    case DT_Q5_0:
+        pack_q_0(DT_Q5_0, panel, r, src, n_blocks);
+        break;
+    case DT_Q8_0:
+        pack_q_0(DT_Q8_0, panel, r, src, n_blocks);
+        break;
+    case DT_Q4_K:
+        pack_q45_k(DT_Q4_K, panel, r, src, n_blocks);
+        break;
+    case DT_Q5_K:
+        pack_q45_k(DT_Q5_K, panel, r, src, n_blocks);
+        break;
+    case DT_Q6_K:
+        pack_q6_k(panel, r, src, n_blocks);
+        break;
+    default:
+        pack_floats(w->type, panel, r, src, w->n_cols);
     }
 }
 
@@ -170,7 +187,8 @@ void panel_row_to_f32(const struct weight *w, const uint8_t *panel, uint32_t r, 
     case DT_BF16:
         for (size_t i = 0; i < w->n_cols; i++) y[i] = bf16_load(panel + i / 2 * 64 + r * 4 + i % 2 * 2);
         return;
-    default: break;
+    default:
+        break;
     }
     for (uint32_t b = 0; b < w->n_cols / Q8_BLOCK; b++) {
         uint8_t q[32];

@@ -33,47 +33,66 @@ enum {
 static inline uint32_t panel_block_bytes(enum dtype t) {
     switch (t) {
     case DT_Q4_0:
-    case DT_Q4_K: return 256;
+    case DT_Q4_K:
+        return 256;
     case DT_Q5_0:
-    case DT_Q5_K: return 320;
-    case DT_Q6_K: return 384;
-    case DT_Q8_0: return 512;
-    default: return 0;
+    case DT_Q5_K:
+        return 320;
+    case DT_Q6_K:
+        return 384;
+    case DT_Q8_0:
+        return 512;
+    default:
+        return 0;
     }
 }
 
 /* What is subtracted from the unsigned quants. */
 static inline int panel_offset(enum dtype t) {
     switch (t) {
-    case DT_Q4_0: return 8;
-    case DT_Q5_0: return 16;
-    case DT_Q8_0: return 128;
-    case DT_Q6_K: return 32;
-    default: return 0;
+    case DT_Q4_0:
+        return 8;
+    case DT_Q5_0:
+        return 16;
+    case DT_Q8_0:
+        return 128;
+    case DT_Q6_K:
+        return 32;
+    default:
+        return 0;
     }
 }
 
-static inline bool panel_is_k(enum dtype t) { return t == DT_Q4_K || t == DT_Q5_K || t == DT_Q6_K; }
+static inline bool panel_is_k(enum dtype t) {
+    return t == DT_Q4_K || t == DT_Q5_K || t == DT_Q6_K;
+}
 
 /* Blocks of 32 columns in a super. */
-static inline uint32_t panel_super_blocks(enum dtype t) { return panel_is_k(t) ? 8 : 2; }
+static inline uint32_t panel_super_blocks(enum dtype t) {
+    return panel_is_k(t) ? 8 : 2;
+}
 
 static inline size_t panel_super_bytes(enum dtype t) {
     return (panel_is_k(t) ? SCALES_K : SCALES_Q0) + panel_super_blocks(t) * panel_block_bytes(t);
 }
 
 /* Offsets in the panel, of block b: its super, its quants, its d[16], and for the K types its own scales. */
-static inline size_t panel_super_at(enum dtype t, uint32_t b) { return b / panel_super_blocks(t) * panel_super_bytes(t); }
+static inline size_t panel_super_at(enum dtype t, uint32_t b) {
+    return b / panel_super_blocks(t) * panel_super_bytes(t);
+}
 
 static inline size_t panel_quants_at(enum dtype t, uint32_t b) {
-    return panel_super_at(t, b) + (panel_is_k(t) ? SCALES_K : SCALES_Q0) + b % panel_super_blocks(t) * panel_block_bytes(t);
+    return panel_super_at(t, b) + (panel_is_k(t) ? SCALES_K : SCALES_Q0) +
+           b % panel_super_blocks(t) * panel_block_bytes(t);
 }
 
 static inline size_t panel_d_at(enum dtype t, uint32_t b) {
     return panel_super_at(t, b) + (panel_is_k(t) ? 0 : b % panel_super_blocks(t) * 32);
 }
 
-static inline size_t panel_sub_scales_at(enum dtype t, uint32_t b) { return panel_super_at(t, b) + 64 + b % 8 * 32; }
+static inline size_t panel_sub_scales_at(enum dtype t, uint32_t b) {
+    return panel_super_at(t, b) + 64 + b % 8 * 32;
+}
 
 static inline const uint8_t *panel_at(const struct weight *w, uint32_t panel) {
     return w->panels + panel * w->panel_bytes;

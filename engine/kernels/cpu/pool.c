@@ -25,7 +25,7 @@
 #include "engine/kernels/cpu/fpmode.h"
 
 enum {
-    SPIN_NS = 20000,             /* longer than the gaps between the operations of a step, shorter than a time slice */
+    SPIN_NS = 20000, /* longer than the gaps between the operations of a step, shorter than a time slice */
     SPIN_NS_OVERSUBSCRIBED = 1000, /* more threads than CPUs: the one we wait for may need this CPU */
     SPINS_PER_CLOCK = 32,
 };
@@ -56,7 +56,9 @@ static void futex_wait(_Atomic uint32_t *word, uint32_t while_value) {
     syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, while_value, NULL, NULL, 0);
 }
 
-static void futex_wake(_Atomic uint32_t *word, uint32_t n) { syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, n, NULL, NULL, 0); }
+static void futex_wake(_Atomic uint32_t *word, uint32_t n) {
+    syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, n, NULL, NULL, 0);
+}
 
 /* Spins while *word == value, for spin_ns at most. */
 static void spin_while(const struct pool *p, _Atomic uint32_t *word, uint32_t value) {
@@ -74,7 +76,8 @@ static bool item_take(struct pool *p, uint32_t *remaining) {
     uint32_t r = atomic_load_explicit(&p->remaining, memory_order_relaxed);
     do {
         if (r == 0) return false;
-    } while (!atomic_compare_exchange_weak_explicit(&p->remaining, &r, r - 1, memory_order_acquire, memory_order_relaxed));
+    } while (
+        !atomic_compare_exchange_weak_explicit(&p->remaining, &r, r - 1, memory_order_acquire, memory_order_relaxed));
     *remaining = r;
     return true;
 }
@@ -188,4 +191,6 @@ void pool_close(struct pool *p) {
     free(p);
 }
 
-uint32_t pool_threads(const struct pool *p) { return p->n_threads; }
+uint32_t pool_threads(const struct pool *p) {
+    return p->n_threads;
+}

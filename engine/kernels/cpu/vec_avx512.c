@@ -10,7 +10,9 @@
 #define INLINE static inline __attribute__((always_inline))
 
 /* The first n (at most 16) lanes. */
-INLINE __mmask16 lanes(uint32_t n) { return n >= 16 ? 0xffff : (__mmask16)((1u << n) - 1); }
+INLINE __mmask16 lanes(uint32_t n) {
+    return n >= 16 ? 0xffff : (__mmask16)((1u << n) - 1);
+}
 
 static float sum_squares(const float *x, uint32_t n) {
     __m512 acc = _mm512_setzero_ps();
@@ -49,10 +51,13 @@ INLINE void quantize(__m512 v0, __m512 v1, struct q8_block *b) {
     const __mmask16 some = to_quant == 0.0f ? 0 : 0xffff; /* keeps 0 * infinity out of the conversion */
     const __m512i q0 = _mm512_maskz_cvtps_epi32(some, _mm512_mul_ps(v0, f));
     const __m512i q1 = _mm512_maskz_cvtps_epi32(some, _mm512_mul_ps(v1, f));
-    _mm_store_si128((__m128i *)b->q, _mm512_cvtepi32_epi8(q0));
-    _mm_store_si128((__m128i *)(b->q + 16), _mm512_cvtepi32_epi8(q1));
-    b->sum16[0] = _mm512_reduce_add_epi32(q0);
-    b->sum16[1] = _mm512_reduce_add_epi32(q1);
+    const __m256i q = _mm256_set_m128i(_mm512_cvtepi32_epi8(q1), _mm512_cvtepi32_epi8(q0));
+    _mm256_store_si256((__m256i *)b->q, q);
+    /* Sums of 8 bytes, made unsigned by adding 128, in four 64-bit lanes; then of 16. */
+    __m256i s = _mm256_sad_epu8(_mm256_xor_si256(q, _mm256_set1_epi8((char)0x80)), _mm256_setzero_si256());
+    s = _mm256_add_epi32(s, _mm256_shuffle_epi32(s, 0x4e));
+    b->sum16[0] = _mm_cvtsi128_si32(_mm256_castsi256_si128(s)) - 16 * 128;
+    b->sum16[1] = _mm_cvtsi128_si32(_mm256_extracti128_si256(s, 1)) - 16 * 128;
 }
 
 /* bf16_from_f32 in 16 lanes. */

@@ -16,7 +16,9 @@ static void add_scaled(float *h, const float *y, const float *w, float scale, ui
 }
 
 /* Nearest integer, ties to even, |x| < 2^22: the sum has no room for a fraction. */
-static int32_t round_even(float x) { return (int32_t)((x + 0x1.8p23f) - 0x1.8p23f); }
+static int32_t round_even(float x) {
+    return (int32_t)((x + 0x1.8p23f) - 0x1.8p23f);
+}
 
 static void quantize(const float v[Q8_BLOCK], struct q8_block *b) {
     uint32_t amax = 0;

@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "engine/kernels/cpu/arena.h"
+#include "engine/kernels/cpu/weight_arena.h"
 #include "engine/kernels/cpu/panel.h"
 #include "engine/kernels/dtype.h"
 
@@ -89,14 +89,19 @@ void cpu_weight_free(struct kernels *k, struct weight *w) {
     free(w);
 }
 
-size_t cpu_weight_bytes(const struct weight *w) { return w->n_panels * w->panel_bytes; }
+size_t cpu_weight_bytes(const struct weight *w) {
+    return w->n_panels * w->panel_bytes;
+}
 
 unsigned cpu_weight_act_format(const struct weight *w) {
     switch (w->type) {
     case DT_F32:
-    case DT_F16: return ACT_F32;
-    case DT_BF16: return ACT_BF16;
-    default: return ACT_Q8;
+    case DT_F16:
+        return ACT_F32;
+    case DT_BF16:
+        return ACT_BF16;
+    default:
+        return ACT_Q8;
     }
 }
 
@@ -118,7 +123,8 @@ static void embed_item(void *arg, uint32_t token) {
     for (uint32_t i = 0; i < j->w->n_cols; i++) y[i] *= j->scale;
 }
 
-void cpu_embed(struct kernels *k, const struct weight *w, const int32_t *ids, uint32_t n_tokens, float scale, float *out) {
+void cpu_embed(struct kernels *k, const struct weight *w, const int32_t *ids, uint32_t n_tokens, float scale,
+               float *out) {
     struct embed_job job = {.w = w, .ids = ids, .scale = scale, .out = out};
     pool_run(cpu_of(k)->pool, n_tokens, embed_item, &job);
 }

@@ -1,10 +1,10 @@
-/* arena.h - memory for weights and large buffers: anonymous mappings, in huge pages where the system gives them.
+/* weight_arena.h - memory for weights and large buffers: anonymous mappings, in huge pages where the system gives them.
  *
  * Weights live long and are read whole, so they are placed one behind the other in large chunks (a huge page holds
  * many small matrices); a chunk is unmapped when its last weight is freed. One thread at a time (the loader).
  */
-#ifndef CHOIR_KERNELS_CPU_ARENA_H
-#define CHOIR_KERNELS_CPU_ARENA_H
+#ifndef CHOIR_KERNELS_CPU_WEIGHT_ARENA_H
+#define CHOIR_KERNELS_CPU_WEIGHT_ARENA_H
 
 #include "common/base.h"
 

@@ -1,11 +1,11 @@
-/* arena.c - bump allocation in large anonymous mappings (arena.h).
+/* weight_arena.c - bump allocation in large anonymous mappings (weight_arena.h).
  *
  * Invariants
  * 1. chunk->n_live counts the allocations in a chunk; at zero the chunk is unmapped, unless it is the current one,
  *    which stays to be filled on.
  * 2. `used` only grows while a chunk lives, and memory past it was never written: fresh pages are zero.
  */
-#include "engine/kernels/cpu/arena.h"
+#include "engine/kernels/cpu/weight_arena.h"
 
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -38,7 +38,9 @@ void map_free(void *p, size_t bytes) {
     if (p) munmap(p, round_up(bytes, 4096));
 }
 
-struct weight_arena *weight_arena_open(void) { return calloc(1, sizeof(struct weight_arena)); }
+struct weight_arena *weight_arena_open(void) {
+    return calloc(1, sizeof(struct weight_arena));
+}
 
 static void chunk_unmap(struct weight_arena_chunk *c) {
     map_free(c->base, c->bytes);
