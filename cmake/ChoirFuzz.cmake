@@ -1,6 +1,8 @@
 # choir_fuzz(name SOURCES files... LIBS libs... CORPUS folders...): a target with LLVMFuzzerTestOneInput, run by ctest
-# (label fuzz) through tests/fuzz_main.c: the corpus, then CHOIR_FUZZ_SECONDS (3) of mutants. For a long run configure
-# with -DCHOIR_SANITIZE=address,undefined -DCMAKE_C_FLAGS="-O1 -fsanitize-coverage=trace-pc" and set CHOIR_FUZZ_SECONDS.
+# (label fuzz) through tests/fuzz_main.c: the corpus, then CHOIR_FUZZ_SECONDS (3) of mutants.
+# For a long run guided by coverage: configure a folder with -DCHOIR_SANITIZE=address,undefined, configure it again with
+# -DCMAKE_C_FLAGS="-O1 -fsanitize-coverage=trace-pc" (CMake's own trial programs do not link with that), build the
+# target and run it with CHOIR_FUZZ_SECONDS set.
 function(choir_fuzz name)
   cmake_parse_arguments(T "" "" "SOURCES;LIBS;CORPUS" ${ARGN})
   add_executable(${name} ${T_SOURCES} ${CMAKE_SOURCE_DIR}/tests/fuzz_main.c)

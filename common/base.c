@@ -6,8 +6,8 @@
 #include <time.h>
 
 _Noreturn void assert_fail(const char *cond, const char *file, int line) {
-    fprintf(stderr, "choir: broken invariant: %s (%s:%d). This is a bug of Choir; please report it with this line.\n", cond,
-            file, line);
+    fprintf(stderr, "choir: broken invariant: %s (%s:%d). This is a bug of Choir; please report it with this line.\n",
+            cond, file, line);
     abort();
 }
 

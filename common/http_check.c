@@ -68,14 +68,16 @@ static bool check_field(const struct http_head *h, const struct http_field *f, s
     if (!is_token(f->name, f->name_bytes)) return bad(e, "a header name is malformed");
     const char *p = f->name + f->name_bytes;
     if (p >= end || *p != '\0') return bad(e, "a header line is malformed");
-    for (p++; p < end && (*p == ' ' || *p == '\t'); p++) {}
+    for (p++; p < end && (*p == ' ' || *p == '\t'); p++) {
+    }
     if (f->value_bytes > 0 && f->value != p) return bad(e, "a header value is malformed");
     for (size_t i = 0; i < f->value_bytes; i++) {
         const unsigned char c = (unsigned char)f->value[i];
         if ((c < ' ' && c != '\t') || c == 0x7f) return bad(e, "a header value has a control character");
     }
     p += f->value_bytes;
-    if (end - p < 4 || p[0] != '\0' || p[1] != '\0') return bad(e, "a header line is malformed or does not end in CRLF");
+    if (end - p < 4 || p[0] != '\0' || p[1] != '\0')
+        return bad(e, "a header line is malformed or does not end in CRLF");
     *at = (size_t)(p + 2 - h->block);
     return true;
 }

@@ -219,11 +219,11 @@ static void take_handle(struct http_reply *r) {
  * names are clean: the API reads none that a page must not set. */
 static void reply_preflight(struct http_reply *r) {
     const char *wanted = http_request_header(&r->request, "Access-Control-Request-Headers");
-    const char *clean = wanted && strlen(wanted) <= 1024 &&
-                                strspn(wanted, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_, ") ==
-                                    strlen(wanted)
-                            ? wanted
-                            : "authorization, content-type";
+    const char *clean =
+        wanted && strlen(wanted) <= 1024 &&
+                strspn(wanted, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_, ") == strlen(wanted)
+            ? wanted
+            : "authorization, content-type";
     http_reply_header(r, "Access-Control-Allow-Methods", r->match.allow);
     http_reply_header(r, "Access-Control-Allow-Headers", clean);
     http_reply_header(r, "Access-Control-Max-Age", "86400");
@@ -264,15 +264,18 @@ static enum MHD_Result on_access(void *cls, struct MHD_Connection *mhd, const ch
     c->calls++;
     if (c->doomed || !r) return MHD_NO;
     switch (r->stage) {
-    case STAGE_HEAD: return first_call(r, method, version);
+    case STAGE_HEAD:
+        return first_call(r, method, version);
     case STAGE_BODY: {
         const size_t n = *upload_bytes;
         *upload_bytes = 0;
         return n > 0 ? body_add(r, upload, n) : dispatch(r);
     }
-    case STAGE_WAIT: return answer(r);
+    case STAGE_WAIT:
+        return answer(r);
     case STAGE_HANDLER:
-    case STAGE_SEND: break;
+    case STAGE_SEND:
+        break;
     }
     return MHD_NO;
 }
@@ -289,8 +292,7 @@ static void log_done(const struct http_reply *r, const struct http_done *d) {
                        LOG_F64("ms", (double)d->duration_ns / 1e6), LOG_STR("peer", r->conn->peer)));
 }
 
-static void on_completed(void *cls, struct MHD_Connection *mhd, void **context,
-                         enum MHD_RequestTerminationCode how) {
+static void on_completed(void *cls, struct MHD_Connection *mhd, void **context, enum MHD_RequestTerminationCode how) {
     struct http_conn *c = cls;
     struct http_reply *r = *context;
     (void)mhd;
@@ -333,11 +335,21 @@ static void refuse_as_library(struct http_conn *c, unsigned status) {
     struct err e;
     if (c->doomed || (c->request && c->request->stage > STAGE_BODY)) return;
     switch (status) {
-    case 413: err_set(&e, ERR_BODY_TOO_BIG, "The request is not valid HTTP: a length is too large."); break;
-    case 414: err_set(&e, ERR_URI_TOO_LONG, "The request line is too long."); break;
-    case 431: err_set(&e, ERR_HEADER_TOO_BIG, "The request header is too large."); break;
-    case 505: err_set(&e, ERR_BAD_HTTP_VERSION, "This server speaks HTTP/1.1 and HTTP/1.0."); break;
-    default: err_set(&e, ERR_BAD_HTTP, "The request is not valid HTTP."); break;
+    case 413:
+        err_set(&e, ERR_BODY_TOO_BIG, "The request is not valid HTTP: a length is too large.");
+        break;
+    case 414:
+        err_set(&e, ERR_URI_TOO_LONG, "The request line is too long.");
+        break;
+    case 431:
+        err_set(&e, ERR_HEADER_TOO_BIG, "The request header is too large.");
+        break;
+    case 505:
+        err_set(&e, ERR_BAD_HTTP_VERSION, "This server speaks HTTP/1.1 and HTTP/1.0.");
+        break;
+    default:
+        err_set(&e, ERR_BAD_HTTP, "The request is not valid HTTP.");
+        break;
     }
     http_conn_refuse(c, c->request, &e);
 }
@@ -358,13 +370,13 @@ static void on_log(void *cls, const char *format, va_list args) {
 
 struct MHD_Daemon *http_conn_daemon(struct http_conn *c) {
     return MHD_start_daemon(MHD_USE_EPOLL | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_NO_LISTEN_SOCKET | MHD_USE_ERROR_LOG, 0,
-                            NULL, NULL, on_access, c,                                      //
-                            MHD_OPTION_EXTERNAL_LOGGER, on_log, c,                         //
-                            MHD_OPTION_URI_LOG_CALLBACK, on_target, c,                     //
-                            MHD_OPTION_UNESCAPE_CALLBACK, on_unescape, c,                  //
-                            MHD_OPTION_NOTIFY_COMPLETED, on_completed, c,                  //
-                            MHD_OPTION_NOTIFY_CONNECTION, on_notify, c,                    //
-                            MHD_OPTION_CONNECTION_MEMORY_LIMIT, HTTP_POOL_BYTES,           //
+                            NULL, NULL, on_access, c,                                        //
+                            MHD_OPTION_EXTERNAL_LOGGER, on_log, c,                           //
+                            MHD_OPTION_URI_LOG_CALLBACK, on_target, c,                       //
+                            MHD_OPTION_UNESCAPE_CALLBACK, on_unescape, c,                    //
+                            MHD_OPTION_NOTIFY_COMPLETED, on_completed, c,                    //
+                            MHD_OPTION_NOTIFY_CONNECTION, on_notify, c,                      //
+                            MHD_OPTION_CONNECTION_MEMORY_LIMIT, HTTP_POOL_BYTES,             //
                             MHD_OPTION_CONNECTION_TIMEOUT, 0u, MHD_OPTION_NONCE_NC_SIZE, 0u, //
                             MHD_OPTION_END);
 }

@@ -1,8 +1,9 @@
 /* http_int.h - what the files of the HTTP server share.
  *
  *   http_server.c  open, drain, close              http_check.c  is this request head strictly HTTP?
- *   http_loop.c    the thread: sockets, deadlines  http_route.c  routes, keys, origins
- *   http_conn.c    libmicrohttpd's callbacks       http_reply.c  answers, from any thread
+ *   http_loop.c    the thread: events, deadlines   http_route.c  routes, keys, origins
+ *   http_sock.c    accept, run, refuse, close      http_reply.c  answers, from any thread
+ *   http_conn.c    libmicrohttpd's callbacks
  *
  * One loop thread owns a share of the connections and everything in `struct http_conn`. Each connection has a
  * libmicrohttpd daemon of its own (768 bytes and one descriptor), in external-loop mode without a listening socket:
@@ -19,16 +20,18 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
-#define HTTP_POOL_BYTES ((size_t)32 << 10)     /* libmicrohttpd's memory per connection: bounds the header */
-#define HTTP_TARGET_BYTES_MAX 8192             /* request target; longer: 414 */
-#define HTTP_FIELDS_MAX 100                    /* header fields; more: 431 */
-#define HTTP_SWALLOW_BYTES_MAX ((uint64_t)64 << 10) /* a refused request's body up to this is read, to keep the connection */
-#define HTTP_LINGER_NS 2000000000u             /* how long, and how much, a refused client may go on sending */
+#define HTTP_POOL_BYTES ((size_t)32 << 10) /* libmicrohttpd's memory per connection: bounds the header */
+#define HTTP_TARGET_BYTES_MAX 8192         /* request target; longer: 414 */
+#define HTTP_FIELDS_MAX 100                /* header fields; more: 431 */
+/* A refused request's body up to this size is read, to keep the connection. */
+#define HTTP_SWALLOW_BYTES_MAX ((uint64_t)64 << 10)
+/* How long, and how much, a client whose connection is given up may go on sending. */
+#define HTTP_LINGER_NS 2000000000u
 #define HTTP_LINGER_BYTES_MAX ((uint64_t)4 << 20)
-#define HTTP_LINGERS_MAX 256                   /* per loop */
-#define HTTP_OVER_MS 2000                      /* header deadline of connections above connections_max */
-#define HTTP_RESERVE_MIN 32                    /* connections above connections_max, for HTTP_VITAL routes */
-#define HTTP_HEADERS_MAX 8                     /* extra reply headers */
+#define HTTP_LINGERS_MAX 256 /* per loop */
+#define HTTP_OVER_MS 2000    /* header deadline of connections above connections_max */
+#define HTTP_RESERVE_MIN 32  /* connections above connections_max, for HTTP_VITAL routes */
+#define HTTP_HEADERS_MAX 8   /* extra reply headers */
 
 struct http_field {
     const char *name, *value; /* NUL-terminated, in libmicrohttpd's memory, valid as long as the request */
@@ -105,10 +108,10 @@ struct http_reply {
     pthread_mutex_t lock; /* guards the fields below; taken before the loop's lock */
     bool handle_out;      /* the answering side has the handle */
     bool begun, ended, aborted;
-    bool gone;      /* the client is lost: nothing more will be sent */
-    bool overflow;  /* gone because too much waited for the client */
-    bool detached;  /* the loop is done with it */
-    bool suspended; /* the connection sleeps until the loop is pushed */
+    bool gone;       /* the client is lost: nothing more will be sent */
+    bool overflow;   /* gone because too much waited for the client */
+    bool detached;   /* the loop is done with it */
+    bool suspended;  /* the connection sleeps until the loop is pushed */
     bool in_handler; /* the loop thread looks at the reply right after the handler: no push needed */
     bool comments;
     int status;
@@ -131,8 +134,8 @@ struct http_reply {
 struct http_reply *http_reply_new(struct http_conn *conn, const char *target);
 void http_reply_unref(struct http_reply *r);
 void http_reply_body_free(struct http_reply *r); /* loop: after the handler */
-void http_reply_lose(struct http_reply *r);   /* loop: the client is gone; runs on_gone once */
-void http_reply_detach(struct http_reply *r); /* loop: completed; drops the loop's reference */
+void http_reply_lose(struct http_reply *r);      /* loop: the client is gone; runs on_gone once */
+void http_reply_detach(struct http_reply *r);    /* loop: completed; drops the loop's reference */
 enum http_start { START_QUEUED, START_WAIT, START_CLOSE };
 enum http_start http_reply_start(struct http_reply *r); /* loop, in the access handler: answer, or suspend */
 /* All header lines besides Content-Type and Content-Length, given one by one. */
@@ -168,15 +171,15 @@ struct http_conn {
     uint64_t phase_ns;    /* when it began */
     uint64_t progress_ns; /* of PHASE_SEND: when the client last took bytes, of which there were */
     uint64_t acked_bytes;
-    uint64_t taken_bytes; /* that libmicrohttpd had read from the socket at the last check for being stuck */
+    uint64_t taken_bytes;          /* that libmicrohttpd had read from the socket at the last check for being stuck */
     uint64_t calls, calls_checked; /* of callbacks, so far and at that check */
-    bool half_closed; /* the peer sent FIN */
-    bool doomed;      /* to be closed: an error was sent past libmicrohttpd, or nobody waits for the answer */
-    bool over;        /* above connections_max */
-    bool closed;      /* libmicrohttpd has closed the socket */
-    bool running;     /* inside MHD_run or MHD_stop_daemon */
-    bool again;       /* has more to do than one round allowed */
-    bool dead;        /* in the loop's list of connections to free */
+    bool half_closed;              /* the peer sent FIN */
+    bool doomed;  /* to be closed: an error was sent past libmicrohttpd, or nobody waits for the answer */
+    bool over;    /* above connections_max */
+    bool closed;  /* libmicrohttpd has closed the socket */
+    bool running; /* inside MHD_run or MHD_stop_daemon */
+    bool again;   /* has more to do than one round allowed */
+    bool dead;    /* in the loop's list of connections to free */
     char peer[64];
 };
 
@@ -206,25 +209,34 @@ struct http_server {
     struct http_server_options o; /* with defaults filled in; strings copied */
     char **strings;               /* all copies */
     size_t n_strings;
-    size_t *key_bytes;            /* [o.n_api_keys] */
+    size_t *key_bytes; /* [o.n_api_keys] */
     int listen_fd, spare_fd;
     uint16_t port;
     uint32_t reserve;
-    struct http_loop *loops; /* [o.n_threads] */
+    struct http_loop *loops;        /* [o.n_threads] */
     atomic_bool draining, stopping; /* relaxed flags; a wake follows */
     atomic_uint connections, requests;
     atomic_uint loops_listening;
-    atomic_uint_fast64_t body_bytes, accepted, refused, bad_requests, gone, timeouts; /* statistics, relaxed */
-    pthread_mutex_t idle_lock; /* guards handles */
+    /* statistics, relaxed; body_bytes also bounds what is held */
+    atomic_uint_fast64_t body_bytes, accepted, refused, bad_requests, gone, timeouts;
+
+    pthread_mutex_t idle_lock; /* guards handles and spare_fd */
     uint32_t handles;          /* that the program has not given back */
-    pthread_cond_t idle; /* signalled when requests or handles reach 0, or the last loop stopped listening */
+    pthread_cond_t idle;       /* signalled when requests or handles reach 0, or the last loop stopped listening */
 };
 
 void *http_loop_main(void *loop);
 void http_loop_wake(struct http_loop *loop);
 void http_loop_push(struct http_reply *r); /* with r->lock held */
 void http_loop_unpush(struct http_reply *r);
+void http_loop_scan_by(struct http_loop *loop, uint64_t ns); /* deadlines are to be looked at by then */
 void http_conn_phase(struct http_conn *c, enum http_phase phase);
+void http_accept_all(struct http_loop *loop);
+void http_conn_run(struct http_conn *c);   /* lets its daemon do what there is to do */
+void http_conn_close(struct http_conn *c); /* at once; a request is completed as lost */
+bool http_conn_has_unread(const struct http_conn *c);
+void http_linger_read(struct http_loop *loop, struct http_linger *l);
+void http_linger_free(struct http_loop *loop, struct http_linger *l);
 /* Sends an error past libmicrohttpd and lets the client read it before the connection goes. r may be NULL. */
 void http_conn_refuse(struct http_conn *c, struct http_reply *r, const struct err *e);
 struct MHD_Daemon *http_conn_daemon(struct http_conn *c);

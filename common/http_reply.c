@@ -43,6 +43,7 @@ struct http_reply *http_reply_new(struct http_conn *conn, const char *target) {
     atomic_init(&r->refs, 1);
     pthread_mutex_init(&r->lock, NULL);
     random_id(r->id, sizeof r->id, "req-", 16);
+    r->request.server = r->server;
     r->request.id = r->id;
     r->request.key_index = -1;
     r->request.body = "";
@@ -145,7 +146,7 @@ static void add_response_header(void *arg, const char *name, const char *value) 
 /* Takes up to max waiting bytes; what is left when there are none: END.., or 0 and `suspended` is set. */
 static ssize_t take_locked(struct http_reply *r, char *buf, size_t max) {
     const size_t n = size_min(r->out.count - r->out_sent, max);
-    if (r->gone) return MHD_CONTENT_READER_END_WITH_ERROR;
+    if (r->gone || r->overflow) return MHD_CONTENT_READER_END_WITH_ERROR;
     if (n == 0) {
         if (r->aborted) return MHD_CONTENT_READER_END_WITH_ERROR;
         if (r->ended) return MHD_CONTENT_READER_END_OF_STREAM;
@@ -180,7 +181,8 @@ static ssize_t stream_read(void *cls, uint64_t pos, char *buf, size_t max) {
 }
 
 static struct MHD_Response *response_stream(struct http_reply *r) {
-    struct MHD_Response *response = MHD_create_response_from_callback(MHD_SIZE_UNKNOWN, BLOCK_BYTES, stream_read, r, NULL);
+    struct MHD_Response *response =
+        MHD_create_response_from_callback(MHD_SIZE_UNKNOWN, BLOCK_BYTES, stream_read, r, NULL);
     if (response) {
         MHD_add_response_header(response, "Cache-Control", "no-cache");
         MHD_add_response_header(response, "X-Accel-Buffering", "no"); /* nginx in front must not hold events back */
@@ -258,7 +260,7 @@ void http_reply_on_gone(struct http_reply *r, void (*on_gone)(void *arg), void *
 
 bool http_reply_is_gone(struct http_reply *r) {
     pthread_mutex_lock(&r->lock);
-    const bool gone = r->gone;
+    const bool gone = r->gone || r->overflow;
     pthread_mutex_unlock(&r->lock);
     return gone;
 }

@@ -156,8 +156,7 @@ bool http_route_request(struct http_reply *r, struct http_match *m, struct err *
                                : "You didn't provide an API key: send the header 'Authorization: Bearer KEY'.");
     }
     if (!m->path_known) return err_set(e, ERR_NO_ROUTE, "Unknown path. There is nothing at it on this server.");
-    if (!m->route)
-        return err_set(e, ERR_BAD_METHOD, "This path does not take that method; it takes %s.", m->allow);
+    if (!m->route) return err_set(e, ERR_BAD_METHOD, "This path does not take that method; it takes %s.", m->allow);
     q->route = m->route->path;
     if (has_body_method(q->method) && !(m->route->flags & HTTP_ANY_TYPE) &&
         !is_json_type(http_field_find(&r->headers, "Content-Type")))

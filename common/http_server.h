@@ -13,7 +13,7 @@
  *         http_reply_on_gone(r, job_cancel, job);
  *         submit(job, r);                           -- elsewhere, later, from another thread:
  *     }                                                http_reply_begin(r, 200, HTTP_SSE, HTTP_KEEPALIVE_COMMENTS);
- *                                                      http_reply_write(r, "data: ...\n\n", n);  ...  http_reply_end(r);
+ *                                                      http_reply_write(r, "data: ...\n\n", n);  ... http_reply_end(r);
  *
  * A handler must not block and should return within milliseconds: other connections of its thread wait.
  *
@@ -41,20 +41,22 @@
 #define HTTP_ID_MAX 64         /* our request ids: "req-" + 32 hex digits */
 #define HTTP_CLIENT_ID_MAX 128 /* of a client's own X-Request-Id, echoed as X-Client-Request-Id */
 
+struct http_server;
 struct http_request {
     const char *method;
-    const char *path;         /* raw, without the query; begins with '/' */
-    const char *query;        /* raw, after '?', or NULL */
-    const char *route;        /* pattern of the route that matched */
+    const char *path;                    /* raw, without the query; begins with '/' */
+    const char *query;                   /* raw, after '?', or NULL */
+    const char *route;                   /* pattern of the route that matched */
     const char *params[HTTP_PARAMS_MAX]; /* what the pattern's {} matched, percent-decoded, valid UTF-8 */
-    const char *body;         /* [body_bytes], a NUL follows; never NULL */
+    const char *body;                    /* [body_bytes], a NUL follows; never NULL */
     size_t body_bytes;
-    const char *peer;         /* "192.0.2.1:5000" */
-    const char *id;           /* ours, also sent as X-Request-Id */
-    const char *client_id;    /* the client's X-Request-Id if it is 1..128 visible ASCII bytes, or NULL */
-    int key_index;            /* which API key let it in; -1: none needed */
-    uint64_t received_ns;     /* when its header was complete */
+    const char *peer;                       /* "192.0.2.1:5000" */
+    const char *id;                         /* ours, also sent as X-Request-Id */
+    const char *client_id;                  /* the client's X-Request-Id if it is 1..128 visible ASCII bytes, or NULL */
+    int key_index;                          /* which API key let it in; -1: none needed */
+    uint64_t received_ns;                   /* when its header was complete */
     const struct http_header_list *headers; /* for http_request_header */
+    struct http_server *server;             /* handlers may run before http_server_open has returned it */
 };
 /* The value of the first header of that name (any case), or NULL. */
 const char *http_request_header(const struct http_request *q, const char *name);
@@ -82,25 +84,25 @@ struct http_route {
 struct http_done {
     const char *method, *route; /* route pattern; "" when none matched */
     const char *id;
-    int status;                 /* 0: gone before a status line was sent */
-    bool complete;              /* the whole reply was handed to the kernel */
+    int status;    /* 0: gone before a status line was sent */
+    bool complete; /* the whole reply was handed to the kernel */
     uint64_t bytes_in, bytes_out, duration_ns;
 };
 
 struct http_server_options {
-    const char *host;                /* NULL: "127.0.0.1"; "0.0.0.0", "::" (both families), an address, or localhost */
-    uint16_t port;                   /* 0: any; http_server_port tells */
-    uint32_t n_threads;              /* 0: 1 */
-    uint32_t connections_max;        /* 0: 1,024; more are told 503 and closed, but for HTTP_VITAL routes */
-    uint64_t body_bytes_max;         /* 0: 8 MiB, per request */
-    uint64_t body_bytes_total_max;   /* 0: 256 MiB, of all requests that have not been handled yet */
-    uint32_t header_timeout_ms;      /* 0: 10,000, from the first byte to the end of the header */
-    uint32_t body_timeout_ms;        /* 0: 30,000, whole body */
-    uint32_t idle_timeout_ms;        /* 0: 75,000, between requests of one connection */
-    uint32_t write_stall_ms;         /* 0: 30,000 without the client taking a byte that waits for it */
-    uint32_t keepalive_comment_ms;   /* 0: 15,000, of streams with HTTP_KEEPALIVE_COMMENTS */
+    const char *host;                 /* NULL: "127.0.0.1"; "0.0.0.0", "::" (both families), an address, or localhost */
+    uint16_t port;                    /* 0: any; http_server_port tells */
+    uint32_t n_threads;               /* 0: 1 */
+    uint32_t connections_max;         /* 0: 1,024; more are told 503 and closed, but for HTTP_VITAL routes */
+    uint64_t body_bytes_max;          /* 0: 8 MiB, per request */
+    uint64_t body_bytes_total_max;    /* 0: 256 MiB, of all requests that have not been handled yet */
+    uint32_t header_timeout_ms;       /* 0: 10,000, from the first byte to the end of the header */
+    uint32_t body_timeout_ms;         /* 0: 30,000, whole body */
+    uint32_t idle_timeout_ms;         /* 0: 75,000, between requests of one connection */
+    uint32_t write_stall_ms;          /* 0: 30,000 without the client taking a byte that waits for it */
+    uint32_t keepalive_comment_ms;    /* 0: 15,000, of streams with HTTP_KEEPALIVE_COMMENTS */
     uint64_t stream_buffer_bytes_max; /* 0: 1 MiB per reply handle, waiting for a slow client */
-    const char *const *api_keys;     /* none: every route is open */
+    const char *const *api_keys;      /* none: every route is open */
     size_t n_api_keys;
     const char *const *cors_origins; /* "*" or origins; none: no CORS headers, preflights refused */
     size_t n_cors_origins;
@@ -109,11 +111,10 @@ struct http_server_options {
     const char *server_name;         /* Server header; NULL: "choir" */
     const struct http_route *routes; /* must live on */
     size_t n_routes;
-    void *arg;                       /* to handlers */
+    void *arg;                                             /* to handlers */
     void (*on_done)(void *arg, const struct http_done *d); /* or NULL */
 };
 
-struct http_server;
 /* Listens and serves when it returns. NULL with *e: cause and hint. */
 struct http_server *http_server_open(const struct http_server_options *o, struct err *e);
 uint16_t http_server_port(const struct http_server *s);

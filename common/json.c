@@ -16,14 +16,14 @@
 
 /* Upper bounds of what jansson 2.14 takes from malloc on a 64-bit machine, with malloc's own 16 bytes. */
 enum {
-    COST_OBJECT = 288,  /* json_object_t, and the 8 buckets that it starts with */
-    COST_ARRAY = 144,   /* json_array_t, and 8 slots */
-    COST_STRING = 80,   /* json_string_t and its text, or a pair of an object; the bytes come on top */
-    COST_SCALAR = 48,   /* number; true, false and null cost nothing but the slot */
+    COST_OBJECT = 288,   /* json_object_t, and the 8 buckets that it starts with */
+    COST_ARRAY = 144,    /* json_array_t, and 8 slots */
+    COST_STRING = 80,    /* json_string_t and its text, or a pair of an object; the bytes come on top */
+    COST_SCALAR = 48,    /* number; true, false and null cost nothing but the slot */
     COST_SEPARATOR = 24, /* a slot of an array, which doubles by copying */
-    COST_MEMBER = 64,   /* a share of the buckets, which double by copying */
-    COST_BYTE = 1,      /* of a string, in the tree */
-    COST_LEXER = 4,     /* times the longest string: the lexer's buffer while it doubles, and the copy */
+    COST_MEMBER = 64,    /* a share of the buckets, which double by copying */
+    COST_BYTE = 1,       /* of a string, in the tree */
+    COST_LEXER = 4,      /* times the longest string: the lexer's buffer while it doubles, and the copy */
 };
 
 static bool scalar_begins(unsigned char c) {
@@ -163,14 +163,21 @@ bool json_err(const struct json_at *at, enum err_code code, struct err *e, const
 static const char *type_name(const json_t *v) {
     if (!v) return "nothing";
     switch (json_typeof(v)) {
-    case JSON_OBJECT: return "an object";
-    case JSON_ARRAY: return "an array";
-    case JSON_STRING: return "a string";
-    case JSON_INTEGER: return "an integer";
-    case JSON_REAL: return "a number with a fraction or exponent";
+    case JSON_OBJECT:
+        return "an object";
+    case JSON_ARRAY:
+        return "an array";
+    case JSON_STRING:
+        return "a string";
+    case JSON_INTEGER:
+        return "an integer";
+    case JSON_REAL:
+        return "a number with a fraction or exponent";
     case JSON_TRUE:
-    case JSON_FALSE: return "a boolean";
-    case JSON_NULL: return "null";
+    case JSON_FALSE:
+        return "a boolean";
+    case JSON_NULL:
+        return "null";
     }
     return "something else";
 }
@@ -232,12 +239,14 @@ bool json_opt_bool(const struct json_at *object, const char *key, bool *out, str
     return !json_member(object, key, &at) || json_as_bool(&at, out, e);
 }
 
-bool json_opt_i64(const struct json_at *object, const char *key, int64_t min, int64_t max, int64_t *out, struct err *e) {
+bool json_opt_i64(const struct json_at *object, const char *key, int64_t min, int64_t max, int64_t *out,
+                  struct err *e) {
     struct json_at at;
     return !json_member(object, key, &at) || json_as_i64(&at, min, max, out, e);
 }
 
-bool json_opt_i32(const struct json_at *object, const char *key, int32_t min, int32_t max, int32_t *out, struct err *e) {
+bool json_opt_i32(const struct json_at *object, const char *key, int32_t min, int32_t max, int32_t *out,
+                  struct err *e) {
     int64_t v = *out;
     if (!json_opt_i64(object, key, min, max, &v, e)) return false;
     *out = (int32_t)v;

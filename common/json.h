@@ -46,7 +46,8 @@ struct json_at {
 struct json_at json_top(const json_t *doc);
 /* False when absent or null. `object` must be an object (json_as_object) and outlive *out. */
 bool json_member(const struct json_at *object, const char *key, struct json_at *out);
-bool json_require(const struct json_at *object, const char *key, struct json_at *out, struct err *e); /* MISSING_FIELD */
+bool json_require(const struct json_at *object, const char *key, struct json_at *out,
+                  struct err *e); /* MISSING_FIELD */
 struct json_at json_item(const struct json_at *array, size_t index);
 size_t json_count(const struct json_at *array_or_object);
 

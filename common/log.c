@@ -131,8 +131,12 @@ static void line_value(struct line *l, const struct log_pair *pair) {
             line_quoted(l, pair->v.s);
         }
         return;
-    case LOG_KIND_U64: snprintf(number, sizeof number, "%" PRIu64, pair->v.u); break;
-    case LOG_KIND_I64: snprintf(number, sizeof number, "%" PRId64, pair->v.i); break;
+    case LOG_KIND_U64:
+        snprintf(number, sizeof number, "%" PRIu64, pair->v.u);
+        break;
+    case LOG_KIND_I64:
+        snprintf(number, sizeof number, "%" PRId64, pair->v.i);
+        break;
     case LOG_KIND_F64:
         if (isfinite(pair->v.f)) {
             snprintf(number, sizeof number, "%.6g", pair->v.f);
@@ -140,8 +144,11 @@ static void line_value(struct line *l, const struct log_pair *pair) {
             snprintf(number, sizeof number, "null");
         }
         break;
-    case LOG_KIND_BOOL: snprintf(number, sizeof number, "%s", pair->v.b ? "true" : "false"); break;
-    case LOG_KIND_END: return;
+    case LOG_KIND_BOOL:
+        snprintf(number, sizeof number, "%s", pair->v.b ? "true" : "false");
+        break;
+    case LOG_KIND_END:
+        return;
     }
     line_str(l, number);
 }
@@ -225,7 +232,8 @@ static bool limit_pass(const char *subsystem, const char *message, uint64_t *sup
     bool pass = true;
     *suppressed = 0;
     pthread_mutex_lock(&limit_lock);
-    const bool same = entry->message && strcmp(entry->message, message) == 0 && strcmp(entry->subsystem, subsystem) == 0;
+    const bool same =
+        entry->message && strcmp(entry->message, message) == 0 && strcmp(entry->subsystem, subsystem) == 0;
     if (same && entry->second == second) {
         pass = ++entry->count <= LOG_BURST;
     } else {

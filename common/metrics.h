@@ -2,20 +2,20 @@
  *
  * A program declares its metrics in PROGRAM/metrics.def:
  *
- *     METRIC(COUNTER, http_requests, "choir_http_requests_total", "vllm:http_requests", "route,status", NULL, "Requests answered.")
- *     METRIC(GAUGE, running, "choir_requests_running", "vllm:num_requests_running", NULL, NULL, "Requests in the batch.")
- *     METRIC(HISTOGRAM, ttft, "choir_ttft_seconds", "vllm:time_to_first_token_seconds", NULL, "0.001,0.01,0.1,1,10", "...")
+ *     METRIC(COUNTER, requests, "choir_http_requests_total", NULL, "route,status", NULL, "Requests answered.")
+ *     METRIC(GAUGE, running, "choir_requests_running", "vllm:num_requests_running", NULL, NULL, "In the batch.")
+ *     METRIC(HISTOGRAM, ttft, "choir_ttft_seconds", NULL, NULL, "0.001,0.01,0.1,1,10", "Time to first token.")
  *
  * that is: kind, id, name, alias (a second name for the same values, or NULL), label names separated by commas
  * (or NULL), bucket upper bounds (histograms; +Inf is added), help. From it:
  *
- *     enum { 
+ *     enum {
  *     #define METRIC METRIC_ENUM                            static const struct metric_info infos[] = {
  *     #include "server/metrics.def"                         #define METRIC METRIC_INFO
  *     #undef METRIC                                         #include "server/metrics.def"
  *     METRIC_COUNT };                                       #undef METRIC
  *                                                           };
- *     enum names are METRIC_http_requests, METRIC_running, ...
+ * and METRIC_requests, METRIC_running, METRIC_ttft are the ids.
  *
  * Any thread. Updates are atomic adds without a lock; the first use of a label combination takes the metric's lock
  * once. A metric keeps at most METRIC_SERIES_MAX label combinations; further ones are counted together under
@@ -52,7 +52,8 @@ struct metric_label {
 };
 
 struct metrics;
-/* infos must live on; labels are copied. ASSERTs that the table is well formed (names, buckets ascending, no name twice). */
+/* infos must live on; labels are copied. ASSERTs that the table is well formed (names, buckets ascending, no name
+ * twice). */
 struct metrics *metrics_open(const struct metric_info *infos, size_t n_infos, const struct metric_label *labels,
                              size_t n_labels);
 void metrics_close(struct metrics *m);

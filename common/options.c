@@ -1,29 +1,26 @@
 /* options.c - from command line, environment and config file to a struct (options.h).
  *
- * Design: sources are applied from the weakest to the strongest, each through value_set, so one parser and one range
- * check serve all, the defaults of the table included (a default that does not parse is our bug).
- * Owner: the main thread, at start.
- * Invariants: 1. a field is written only by value_set, after its text was checked.  2. every pointer in the fields
- * points into argv, the table, or a block of the store.  3. sources[row] is the strongest source seen.
+ * Design: sources are applied from the weakest to the strongest, each through option_value_set, so one parser and one
+ * range check serve all, the defaults of the table included (a default that does not parse is our bug). Owner: the main
+ * thread, at start. Invariants: 1. a field is written only by options_value.c, after its text was checked.  2. every
+ * pointer in the fields points into argv, the table, or a block of the store.  3. sources[row] is the strongest source
+ * seen.
  */
 #include "common/options_int.h"
 
 #include <ctype.h>
 #include <errno.h>
-#include <math.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #define CONFIG_BYTES_MAX ((size_t)1 << 20)
-#define LIST_ITEMS_MAX 1024
 
 extern char **environ;
 
 /* ---- memory ---- */
 
-static void *store_alloc(struct options_store *store, size_t bytes) {
+void *options_alloc(struct options_store *store, size_t bytes) {
     if (store->n_blocks == store->cap_blocks) {
         size_t cap = store->cap_blocks ? store->cap_blocks * 2 : 16;
         void **blocks = realloc(store->blocks, cap * sizeof *blocks);
@@ -37,8 +34,8 @@ static void *store_alloc(struct options_store *store, size_t bytes) {
     return block;
 }
 
-static char *store_copy(struct options_store *store, const char *s, size_t n) {
-    char *copy = store_alloc(store, n + 1);
+char *options_copy(struct options_store *store, const char *s, size_t n) {
+    char *copy = options_alloc(store, n + 1);
     memcpy(copy, s, n);
     return copy;
 }
@@ -81,7 +78,8 @@ static size_t distance(const char *a, const char *b) {
         for (size_t j = 1; j <= n_b; j++) {
             size_t best = before[j - 1] + (a[i - 1] != b[j - 1]);
             best = size_min(best, size_min(before[j], now[j - 1]) + 1);
-            if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1]) best = size_min(best, before2[j - 2] + 1);
+            if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1])
+                best = size_min(best, before2[j - 2] + 1);
             now[j] = best;
         }
     }
@@ -106,206 +104,7 @@ static const char *nearest_flag(const struct options_spec *spec, const char *fla
     return best_distance <= size_max(2, strlen(flag) / 3) ? best : NULL;
 }
 
-/* ---- values ---- */
-
-/* Where a text comes from, for messages: "--max-seqs", "CHOIR_MAX_SEQS", "choir.conf:12: max-seqs". */
-struct place {
-    const char *name;
-    enum option_source source;
-};
-
-static bool fail(const struct place *at, const struct option_row *row, const char *text, const char *problem,
-                 struct err *e) {
-    struct strbuf takes = {0};
-    options_describe_type(row, &takes);
-    err_set(e, ERR_BAD_VALUE, "%s: '%.100s' %s.\nIt takes %s.", at->name,
-            row->type == OPTION_TYPE_SECRET ? "***" : text, problem, strbuf_cstr(&takes));
-    strbuf_free(&takes);
-    return false;
-}
-
-static bool parse_bool(const char *text, bool *out) {
-    static const char *const yes[] = {"true", "1", "on", "yes"}, *const no[] = {"false", "0", "off", "no"};
-    for (size_t i = 0; i < ARRAY_COUNT(yes); i++) {
-        if (strcasecmp(text, yes[i]) != 0 && strcasecmp(text, no[i]) != 0) continue;
-        *out = strcasecmp(text, yes[i]) == 0;
-        return true;
-    }
-    return false;
-}
-
-static bool parse_u64(const char *text, uint64_t *out) {
-    uint64_t v = 0;
-    if (!*text) return false;
-    for (const char *p = text; *p; p++) {
-        if (*p < '0' || *p > '9' || v > (UINT64_MAX - 9) / 10) return false;
-        v = v * 10 + (uint64_t)(*p - '0');
-    }
-    *out = v;
-    return true;
-}
-
-/* A plain decimal number (no sign unless `sign`, no hex, inf or nan) up to *end. */
-static bool parse_decimal(const char *text, bool sign, double *out, const char **end) {
-    const char *p = text;
-    if (sign && (*p == '-' || *p == '+')) p++;
-    if (!(*p >= '0' && *p <= '9') && !(*p == '.' && p[1] >= '0' && p[1] <= '9')) return false;
-    if (p[0] == '0' && (p[1] == 'x' || p[1] == 'X')) return false;
-    char *stop;
-    *out = strtod(text, &stop);
-    *end = stop;
-    return isfinite(*out);
-}
-
-struct unit {
-    const char *name;
-    double factor;
-};
-
-/* number + unit; `plain` is the factor without a unit. */
-static bool parse_with_unit(const char *text, const struct unit *units, size_t n_units, double plain, double *out) {
-    const char *end;
-    double v;
-    if (!parse_decimal(text, false, &v, &end)) return false;
-    while (*end == ' ') end++;
-    double factor = plain;
-    if (*end) {
-        size_t i = 0;
-        while (i < n_units && strcasecmp(end, units[i].name) != 0) i++;
-        if (i == n_units) return false;
-        factor = units[i].factor;
-    }
-    *out = v * factor;
-    return *out < 9007199254740992.0; /* 2^53: beyond it doubles skip whole numbers */
-}
-
-static const struct unit size_units[] = {
-    {"b", 1},          {"k", 1024},       {"kb", 1024},       {"kib", 1024},       {"m", 1048576},       {"mb", 1048576},
-    {"mib", 1048576},  {"g", 1073741824}, {"gb", 1073741824}, {"gib", 1073741824}, {"t", 1099511627776}, {"tb", 1099511627776},
-    {"tib", 1099511627776}};
-static const struct unit time_units[] = {{"us", 1e3}, {"ms", 1e6},  {"s", 1e9},
-                                         {"m", 60e9}, {"h", 3600e9}, {"d", 86400e9}};
-
-static bool in_range(const struct option_row *row, double v) {
-    return (row->min == 0 && row->max == 0) || (v >= row->min && v <= row->max);
-}
-
-static bool set_number(const struct option_row *row, void *field, const char *text, const struct place *at,
-                       struct err *e) {
-    uint64_t whole = 0;
-    double v = 0;
-    const char *end = "";
-    bool ok;
-    switch (row->type) {
-    case OPTION_TYPE_SIZE:
-        ok = parse_with_unit(text, size_units, ARRAY_COUNT(size_units), 1, &v);
-        whole = ok ? (uint64_t)v : 0;
-        break;
-    case OPTION_TYPE_TIME:
-        ok = parse_with_unit(text, time_units, ARRAY_COUNT(time_units), 1e9, &v);
-        whole = ok ? (uint64_t)(v + 0.5) : 0;
-        v /= 1e9;
-        break;
-    case OPTION_TYPE_FLOAT: ok = parse_decimal(text, true, &v, &end) && !*end; break;
-    default:
-        ok = parse_u64(text, &whole) && (row->type == OPTION_TYPE_U64 || whole <= UINT32_MAX);
-        v = (double)whole;
-        break;
-    }
-    if (!ok) return fail(at, row, text, "is not a value of that kind", e);
-    if (!in_range(row, v)) return fail(at, row, text, "is out of range", e);
-    if (row->type == OPTION_TYPE_FLOAT) {
-        *(double *)field = v;
-    } else if (row->type == OPTION_TYPE_U32) {
-        *(uint32_t *)field = (uint32_t)whole;
-    } else {
-        *(uint64_t *)field = whole;
-    }
-    return true;
-}
-
-static bool set_choice(const struct option_row *row, void *field, const char *text, struct options_store *store,
-                       const struct place *at, struct err *e) {
-    for (const char *p = row->value_name; p;) {
-        const char *bar = strchr(p, '|');
-        size_t n = bar ? (size_t)(bar - p) : strlen(p);
-        if (strlen(text) == n && strncasecmp(p, text, n) == 0) {
-            *(const char **)field = store_copy(store, p, n);
-            return true;
-        }
-        p = bar ? bar + 1 : NULL;
-    }
-    return fail(at, row, text, "is not one of the names", e);
-}
-
-static bool list_add(const struct option_row *row, struct option_list *list, const char *item, size_t n,
-                     struct options_store *store, const struct place *at, struct err *e) {
-    if (n == 0) return true;
-    if (list->count >= LIST_ITEMS_MAX) return fail(at, row, item, "is one item too many", e);
-    const char **items = store_alloc(store, (list->count + 1) * sizeof *items);
-    if (list->count > 0) memcpy(items, list->items, list->count * sizeof *items);
-    items[list->count++] = store_copy(store, item, n);
-    list->items = items;
-    return true;
-}
-
-static bool set_list(const struct option_row *row, struct option_list *list, const char *text, bool fresh,
-                     struct options_store *store, const struct place *at, struct err *e) {
-    if (fresh) *list = (struct option_list){0};
-    if (at->source != OPTION_ENVIRONMENT && at->source != OPTION_DEFAULT)
-        return list_add(row, list, text, strlen(text), store, at, e);
-    for (const char *p = text; p;) {
-        const char *comma = strchr(p, ',');
-        if (!list_add(row, list, p, comma ? (size_t)(comma - p) : strlen(p), store, at, e)) return false;
-        p = comma ? comma + 1 : NULL;
-    }
-    return true;
-}
-
-static bool value_set(const struct options_spec *spec, const struct option_row *row, void *fields,
-                      struct options_store *store, const char *text, const struct place *at, struct err *e) {
-    void *field = (char *)fields + row->offset;
-    enum option_source *source = &store->sources[row - spec->rows];
-    bool ok = true;
-    switch (row->type) {
-    case OPTION_TYPE_BOOL:
-        ok = parse_bool(text, field) || fail(at, row, text, "is neither true nor false", e);
-        break;
-    case OPTION_TYPE_U32:
-    case OPTION_TYPE_U64:
-    case OPTION_TYPE_FLOAT:
-    case OPTION_TYPE_SIZE:
-    case OPTION_TYPE_TIME: ok = set_number(row, field, text, at, e); break;
-    case OPTION_TYPE_STRING:
-    case OPTION_TYPE_PATH: *(const char **)field = store_copy(store, text, strlen(text)); break;
-    case OPTION_TYPE_CHOICE: ok = set_choice(row, field, text, store, at, e); break;
-    case OPTION_TYPE_LIST:
-    case OPTION_TYPE_SECRET: ok = set_list(row, field, text, at->source > *source, store, at, e); break;
-    case OPTION_TYPE_GROUP: break;
-    }
-    if (ok) *source = at->source;
-    return ok;
-}
-
 /* ---- sources, the weakest first ---- */
-
-/* The field of a row without a default: empty, false or 0. */
-static void field_clear(const struct option_row *row, void *field) {
-    switch (row->type) {
-    case OPTION_TYPE_BOOL: *(bool *)field = false; break;
-    case OPTION_TYPE_U32: *(uint32_t *)field = 0; break;
-    case OPTION_TYPE_U64:
-    case OPTION_TYPE_SIZE:
-    case OPTION_TYPE_TIME: *(uint64_t *)field = 0; break;
-    case OPTION_TYPE_FLOAT: *(double *)field = 0; break;
-    case OPTION_TYPE_STRING:
-    case OPTION_TYPE_PATH:
-    case OPTION_TYPE_CHOICE: *(const char **)field = NULL; break;
-    case OPTION_TYPE_LIST:
-    case OPTION_TYPE_SECRET: *(struct option_list *)field = (struct option_list){0}; break;
-    case OPTION_TYPE_GROUP: break;
-    }
-}
 
 static void load_defaults(const struct options_spec *spec, void *fields, struct options_store *store) {
     struct err e;
@@ -313,9 +112,9 @@ static void load_defaults(const struct options_spec *spec, void *fields, struct 
         const struct option_row *row = &spec->rows[i];
         if (row->type == OPTION_TYPE_GROUP) continue;
         ASSERT(strlen(row->flag) < OPTIONS_FLAG_MAX && options_row(spec, row->flag) == row);
-        const struct place at = {row->flag, OPTION_DEFAULT};
-        field_clear(row, (char *)fields + row->offset);
-        ASSERT(!row->default_text || value_set(spec, row, fields, store, row->default_text, &at, &e));
+        const struct option_place at = {row->flag, OPTION_DEFAULT};
+        option_value_clear(row, (char *)fields + row->offset);
+        ASSERT(!row->default_text || option_value_set(spec, row, fields, store, row->default_text, &at, &e));
     }
 }
 
@@ -365,8 +164,7 @@ static bool config_line(const struct options_spec *spec, void *fields, struct op
     if (!*name || *name == '#') return true;
     char *equals = strchr(name, '=');
     snprintf(place, sizeof place, "%.200s:%zu: ", path, number);
-    if (!equals)
-        return err_set(e, ERR_BAD_VALUE, "%sthe line is not 'name = value'.\nFor example: port = 8000", place);
+    if (!equals) return err_set(e, ERR_BAD_VALUE, "%sthe line is not 'name = value'.\nFor example: port = 8000", place);
     *equals = '\0';
     char *value = equals + 1;
     name = trim(name);
@@ -380,23 +178,27 @@ static bool config_line(const struct options_spec *spec, void *fields, struct op
         return err_set(e, ERR_BAD_VALUE, "%s%s is set a second time.\nKeep one of the two lines.", place, name);
     seen[row - spec->rows] = true;
     strncat(place, row->flag, sizeof place - strlen(place) - 1);
-    const struct place at = {place, OPTION_CONFIG};
-    return value_set(spec, row, fields, store, value, &at, e);
+    const struct option_place at = {place, OPTION_CONFIG};
+    return option_value_set(spec, row, fields, store, value, &at, e);
 }
 
 static bool config_read(const char *path, struct strbuf *out, struct err *e) {
     FILE *f = fopen(path, "re");
     if (!f)
-        return err_set(e, ERR_BAD_VALUE, "The config file '%.300s' cannot be opened: %s.\nGive an existing file with "
-                                         "--config.", path, strerror(errno));
+        return err_set(e, ERR_BAD_VALUE,
+                       "The config file '%.300s' cannot be opened: %s.\nGive an existing file with "
+                       "--config.",
+                       path, strerror(errno));
     char block[4096];
     size_t n;
     while ((n = fread(block, 1, sizeof block, f)) > 0 && out->count <= CONFIG_BYTES_MAX) strbuf_add(out, block, n);
     const bool bad = ferror(f) || out->failed || out->count > CONFIG_BYTES_MAX;
     fclose(f);
     if (bad)
-        return err_set(e, ERR_BAD_VALUE, "The config file '%.300s' cannot be read, or is larger than 1 MiB.\nGive a "
-                                         "text file of 'name = value' lines.", path);
+        return err_set(e, ERR_BAD_VALUE,
+                       "The config file '%.300s' cannot be read, or is larger than 1 MiB.\nGive a "
+                       "text file of 'name = value' lines.",
+                       path);
     return true;
 }
 
@@ -404,7 +206,7 @@ static bool load_config(const struct options_spec *spec, void *fields, struct op
                         struct err *e) {
     struct strbuf text = {0};
     bool ok = config_read(path, &text, e);
-    bool *seen = store_alloc(store, spec->n_rows * sizeof *seen);
+    bool *seen = options_alloc(store, spec->n_rows * sizeof *seen);
     size_t number = 0;
     for (char *line = text.data, *next; ok && line; line = next) {
         next = strchr(line, '\n');
@@ -429,8 +231,8 @@ static bool load_environment(const struct options_spec *spec, void *fields, stru
         if (spec->rows[i].type == OPTION_TYPE_GROUP) continue;
         options_env_name(spec, spec->rows[i].flag, name, sizeof name);
         const char *text = env_get(envp, name);
-        const struct place at = {name, OPTION_ENVIRONMENT};
-        if (text && !value_set(spec, &spec->rows[i], fields, store, text, &at, e)) return false;
+        const struct option_place at = {name, OPTION_ENVIRONMENT};
+        if (text && !option_value_set(spec, &spec->rows[i], fields, store, text, &at, e)) return false;
     }
     return true;
 }
@@ -464,8 +266,8 @@ static bool load_flag(const struct options_spec *spec, void *fields, struct opti
     if (!text) text = argv[++*i];
     if (is_config) return true; /* read before */
     snprintf(name, sizeof name, "--%s", flag);
-    const struct place at = {name, OPTION_FLAG};
-    return value_set(spec, row, fields, store, text, &at, e);
+    const struct option_place at = {name, OPTION_FLAG};
+    return option_value_set(spec, row, fields, store, text, &at, e);
 }
 
 static bool load_flags(const struct options_spec *spec, void *fields, struct options_store *store, int argc,
@@ -477,8 +279,10 @@ static bool load_flags(const struct options_spec *spec, void *fields, struct opt
         } else if (!only_positional && strncmp(argv[i], "--", 2) == 0) {
             if (!load_flag(spec, fields, store, argc, argv, &i, e)) return false;
         } else if (!only_positional && argv[i][0] == '-' && argv[i][1]) {
-            return err_set(e, ERR_BAD_VALUE, "%.80s is not an option of %s.\nOptions begin with two dashes; %s --help "
-                                             "lists them all.", argv[i], spec->program, spec->program);
+            return err_set(e, ERR_BAD_VALUE,
+                           "%.80s is not an option of %s.\nOptions begin with two dashes; %s --help "
+                           "lists them all.",
+                           argv[i], spec->program, spec->program);
         } else {
             if (!spec->positional || positional_seen)
                 return err_set(e, ERR_BAD_VALUE, "The argument '%.200s' is one too many.\nUsage: %s", argv[i],
@@ -486,8 +290,8 @@ static bool load_flags(const struct options_spec *spec, void *fields, struct opt
             positional_seen = true;
             const struct option_row *row = options_row(spec, spec->positional);
             ASSERT(row);
-            const struct place at = {row->value_name, OPTION_FLAG};
-            if (!value_set(spec, row, fields, store, argv[i], &at, e)) return false;
+            const struct option_place at = {row->value_name, OPTION_FLAG};
+            if (!option_value_set(spec, row, fields, store, argv[i], &at, e)) return false;
         }
     }
     return true;
@@ -505,7 +309,7 @@ static const char *config_path(const struct options_spec *spec, int argc, char *
 
 bool options_load(const struct options_spec *spec, void *fields, struct options_store *store, int argc,
                   char *const *argv, char *const *envp, struct err *e) {
-    store->sources = store_alloc(store, spec->n_rows * sizeof *store->sources);
+    store->sources = options_alloc(store, spec->n_rows * sizeof *store->sources);
     load_defaults(spec, fields, store);
     const char *path = config_path(spec, argc, argv, envp);
     return (!path || load_config(spec, fields, store, path, e)) && load_environment(spec, fields, store, envp, e) &&

@@ -8,13 +8,14 @@
  * that is: type, field, flag, default text (read by the same parser; NULL: unset), least, most, value name, help.
  * The environment name (CHOIR_MAX_SEQS) and the config line (max-seqs = 64) follow from the flag. From it:
  *
- *     struct server_options {                               static const struct option_row rows[] = {
- *     #define OPTION_GROUP(title, help)                     #define OPTION_GROUP OPTION_GROUP_ROW
- *     #define OPTION OPTION_FIELD                           #define OPTION(...) OPTION_ROW(struct server_options, __VA_ARGS__)
- *     #include "server/options.def"                         #include "server/options.def"
- *     #undef OPTION                                         #undef OPTION
- *     #undef OPTION_GROUP                                   #undef OPTION_GROUP
- *     };                                                    };
+ *     struct server_options {                            static const struct option_row rows[] = {
+ *     #define OPTION_GROUP(title, help)                  #define OPTION_GROUP OPTION_GROUP_ROW
+ *     #define OPTION OPTION_FIELD                        #define OPTION(...) OPTION_ROW(struct server_options, \
+ *     #include "server/options.def"                                                     __VA_ARGS__)
+ *     #undef OPTION                                      #include "server/options.def"
+ *     #undef OPTION_GROUP                                #undef OPTION
+ *     };                                                 #undef OPTION_GROUP
+ *                                                        };
  *
  * Types and their fields (least and most are doubles, in the field's unit, of TIME in seconds; 0, 0: no limits):
  *     BOOL   bool          --flag, --no-flag, --flag=true|false|on|off|yes|no|1|0
@@ -123,7 +124,7 @@ void options_free(struct options_store *store);
 /* Of the row with this flag; ASSERTs that there is one. */
 enum option_source options_source(const struct options_spec *spec, const struct options_store *store, const char *flag);
 
-void options_help(const struct options_spec *spec, struct strbuf *out);          /* terminal, 80 columns or more */
+void options_help(const struct options_spec *spec, struct strbuf *out);          /* for a terminal */
 void options_help_markdown(const struct options_spec *spec, struct strbuf *out); /* docs/options-PROGRAM.md */
 void options_help_man(const struct options_spec *spec, struct strbuf *out);      /* man page source, section 1 */
 /* Every option with its value and source, one per line, secrets as "***": for the start-up log. */

@@ -55,14 +55,28 @@ static void add_range(const struct option_row *row, struct strbuf *out) {
 
 void options_describe_type(const struct option_row *row, struct strbuf *out) {
     switch (row->type) {
-    case OPTION_TYPE_BOOL: strbuf_add_str(out, "true or false"); break;
+    case OPTION_TYPE_BOOL:
+        strbuf_add_str(out, "true or false");
+        break;
     case OPTION_TYPE_U32:
-    case OPTION_TYPE_U64: strbuf_add_str(out, "a whole number"); break;
-    case OPTION_TYPE_FLOAT: strbuf_add_str(out, "a number"); break;
-    case OPTION_TYPE_SIZE: strbuf_add_str(out, "a size such as 512M or 2G"); break;
-    case OPTION_TYPE_TIME: strbuf_add_str(out, "a time such as 250ms, 2s or 5m"); break;
-    case OPTION_TYPE_STRING: strbuf_add_str(out, "text"); break;
-    case OPTION_TYPE_PATH: strbuf_add_str(out, "a path"); break;
+    case OPTION_TYPE_U64:
+        strbuf_add_str(out, "a whole number");
+        break;
+    case OPTION_TYPE_FLOAT:
+        strbuf_add_str(out, "a number");
+        break;
+    case OPTION_TYPE_SIZE:
+        strbuf_add_str(out, "a size such as 512M or 2G");
+        break;
+    case OPTION_TYPE_TIME:
+        strbuf_add_str(out, "a time such as 250ms, 2s or 5m");
+        break;
+    case OPTION_TYPE_STRING:
+        strbuf_add_str(out, "text");
+        break;
+    case OPTION_TYPE_PATH:
+        strbuf_add_str(out, "a path");
+        break;
     case OPTION_TYPE_CHOICE: {
         strbuf_add_str(out, "one of ");
         for (const char *p = row->value_name; *p; p++) {
@@ -75,8 +89,11 @@ void options_describe_type(const struct option_row *row, struct strbuf *out) {
         break;
     }
     case OPTION_TYPE_LIST:
-    case OPTION_TYPE_SECRET: strbuf_add_str(out, "text, and may be given more than once"); break;
-    case OPTION_TYPE_GROUP: break;
+    case OPTION_TYPE_SECRET:
+        strbuf_add_str(out, "text, and may be given more than once");
+        break;
+    case OPTION_TYPE_GROUP:
+        break;
     }
     add_range(row, out);
 }
@@ -91,12 +108,24 @@ static void add_list(const struct option_list *list, struct strbuf *out) {
 void options_print_value(const struct option_row *row, const void *fields, struct strbuf *out) {
     const void *field = (const char *)fields + row->offset;
     switch (row->type) {
-    case OPTION_TYPE_BOOL: strbuf_add_str(out, *(const bool *)field ? "true" : "false"); break;
-    case OPTION_TYPE_U32: strbuf_add_u64(out, *(const uint32_t *)field); break;
-    case OPTION_TYPE_U64: strbuf_add_u64(out, *(const uint64_t *)field); break;
-    case OPTION_TYPE_FLOAT: strbuf_printf(out, "%g", *(const double *)field); break;
-    case OPTION_TYPE_SIZE: add_size(*(const uint64_t *)field, out); break;
-    case OPTION_TYPE_TIME: add_time(*(const uint64_t *)field, out); break;
+    case OPTION_TYPE_BOOL:
+        strbuf_add_str(out, *(const bool *)field ? "true" : "false");
+        break;
+    case OPTION_TYPE_U32:
+        strbuf_add_u64(out, *(const uint32_t *)field);
+        break;
+    case OPTION_TYPE_U64:
+        strbuf_add_u64(out, *(const uint64_t *)field);
+        break;
+    case OPTION_TYPE_FLOAT:
+        strbuf_printf(out, "%g", *(const double *)field);
+        break;
+    case OPTION_TYPE_SIZE:
+        add_size(*(const uint64_t *)field, out);
+        break;
+    case OPTION_TYPE_TIME:
+        add_time(*(const uint64_t *)field, out);
+        break;
     case OPTION_TYPE_STRING:
     case OPTION_TYPE_PATH:
     case OPTION_TYPE_CHOICE: {
@@ -104,11 +133,14 @@ void options_print_value(const struct option_row *row, const void *fields, struc
         strbuf_add_str(out, s ? s : "");
         break;
     }
-    case OPTION_TYPE_LIST: add_list(field, out); break;
+    case OPTION_TYPE_LIST:
+        add_list(field, out);
+        break;
     case OPTION_TYPE_SECRET:
         if (((const struct option_list *)field)->count > 0) strbuf_add_str(out, "***");
         break;
-    case OPTION_TYPE_GROUP: break;
+    case OPTION_TYPE_GROUP:
+        break;
     }
 }
 
@@ -204,10 +236,12 @@ void options_help(const struct options_spec *spec, struct strbuf *out) {
         }
     }
     strbuf_add_str(out, "\nGeneral\n");
-    add_entry(out, "--config FILE", "Read options from FILE, one 'name = value' a line; '#' begins a comment. Flags "
-                                    "and environment variables are stronger than the file.");
-    add_entry(out, "--help, --version", "Print this text, or the version. --help-markdown and --help-man print the "
-                                        "same as a page of documentation.");
+    add_entry(out, "--config FILE",
+              "Read options from FILE, one 'name = value' a line; '#' begins a comment. Flags "
+              "and environment variables are stronger than the file.");
+    add_entry(out, "--help, --version",
+              "Print this text, or the version. --help-markdown and --help-man print the "
+              "same as a page of documentation.");
 }
 
 /* ---- documentation ---- */

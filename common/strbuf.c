@@ -140,11 +140,21 @@ static void add_escaped(struct strbuf *b, unsigned char c) {
     static const char hex[] = "0123456789abcdef";
     char two[2] = {'\\', 0};
     switch (c) {
-    case '"': two[1] = '"'; break;
-    case '\\': two[1] = '\\'; break;
-    case '\n': two[1] = 'n'; break;
-    case '\r': two[1] = 'r'; break;
-    case '\t': two[1] = 't'; break;
+    case '"':
+        two[1] = '"';
+        break;
+    case '\\':
+        two[1] = '\\';
+        break;
+    case '\n':
+        two[1] = 'n';
+        break;
+    case '\r':
+        two[1] = 'r';
+        break;
+    case '\t':
+        two[1] = 't';
+        break;
     default: {
         const char six[6] = {'\\', 'u', '0', '0', hex[c >> 4], hex[c & 15]};
         strbuf_add(b, six, sizeof six);

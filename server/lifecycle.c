@@ -109,10 +109,9 @@ static int stop(struct server *s, int signal_fd) {
     return 0;
 }
 
-static int load_failed(struct server *s, struct loading *l) {
-    pthread_join(l->thread, NULL);
+static int load_failed(struct server *s, const struct err *e) {
     if (s->on_terminal) fputc('\n', stderr);
-    error_print(&l->err);
+    error_print(e);
     http_server_close(s->http);
     if (s->engine) engine_close(s->engine);
     return 1;
@@ -144,8 +143,8 @@ int server_run(struct server *s) {
         log_info("server", NULL, "stopped while loading");
         _exit(0);
     }
-    if (!l.ok) return load_failed(s, &l);
     pthread_join(l.thread, NULL);
+    if (!l.ok) return load_failed(s, &l.err);
     while (!signal_taken(signal_fd)) {
         struct pollfd fd = {.fd = signal_fd, .events = POLLIN};
         poll(&fd, 1, -1);

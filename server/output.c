@@ -16,6 +16,11 @@ enum { EVENTS_MAX = 256, STALL_CHECK_MS = 1000 };
 
 void output_init(struct output *o, struct server *s) {
     *o = (struct output){.server = s};
+    pthread_condattr_t attr;
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(&o->is_closed, &attr);
+    pthread_condattr_destroy(&attr);
     pthread_mutex_init(&o->mutex, NULL);
 }
 
@@ -142,6 +147,7 @@ static bool stop_check(struct output *o) {
     pthread_mutex_lock(&o->mutex);
     o->closed = !o->all && !o->inbox_first;
     bool closed = o->closed;
+    if (closed) pthread_cond_signal(&o->is_closed);
     pthread_mutex_unlock(&o->mutex);
     return closed;
 }
@@ -180,11 +186,18 @@ bool output_close(struct output *o, uint32_t timeout_ms) {
         until.tv_sec++;
         until.tv_nsec -= 1000000000;
     }
-    if (pthread_clockjoin_np(o->thread, NULL, CLOCK_MONOTONIC, &until) != 0) return false;
+    pthread_mutex_lock(&o->mutex);
+    int late = 0;
+    while (!o->closed && !late) late = pthread_cond_timedwait(&o->is_closed, &o->mutex, &until);
+    bool closed = o->closed;
+    pthread_mutex_unlock(&o->mutex);
+    if (!closed) return false;
+    pthread_join(o->thread, NULL);
     o->running = false;
     return true;
 }
 
 void output_free(struct output *o) {
+    pthread_cond_destroy(&o->is_closed);
     pthread_mutex_destroy(&o->mutex);
 }

@@ -20,10 +20,11 @@ struct output {
     bool running;
     pthread_mutex_t mutex; /* guards inbox_first, inbox_last, closed */
     struct generation *inbox_first, *inbox_last;
-    bool closed;        /* the thread takes nothing more */
-    atomic_uint n_live; /* generations handed over and not closed: what a drain waits for */
-    atomic_uint n_gone; /* times that a client left; a change makes the thread look for it */
-    atomic_bool stop;   /* fail what is left, and return when all is closed */
+    bool closed;              /* the thread takes nothing more, and ends */
+    pthread_cond_t is_closed; /* CLOCK_MONOTONIC */
+    atomic_uint n_live;       /* generations handed over and not closed: what a drain waits for */
+    atomic_uint n_gone;       /* times that a client left; a change makes the thread look for it */
+    atomic_bool stop;         /* fail what is left, and return when all is closed */
     /* the thread's own */
     struct generation *all;
     unsigned n_gone_seen;

@@ -47,7 +47,9 @@ static uint64_t random_next(void) { /* splitmix64 */
     z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
     return z ^ (z >> 31);
 }
-static size_t random_below(size_t n) { return n == 0 ? 0 : (size_t)(random_next() % n); }
+static size_t random_below(size_t n) {
+    return n == 0 ? 0 : (size_t)(random_next() % n);
+}
 
 /* ---- Coverage: a bit per place reached (hash of the return address; the base is taken off because of ASLR) ---- */
 
@@ -136,7 +138,9 @@ static void replay_file(const char *path) {
     pool_add(buffer, n);
 }
 
-static int by_name(const struct dirent **a, const struct dirent **b) { return strcmp((*a)->d_name, (*b)->d_name); }
+static int by_name(const struct dirent **a, const struct dirent **b) {
+    return strcmp((*a)->d_name, (*b)->d_name);
+}
 
 static void replay(const char *path) {
     struct stat st;
@@ -173,8 +177,10 @@ static size_t put(size_t n, size_t at, const void *bytes, size_t count, bool ins
 }
 
 static size_t mutate_number(size_t n) {
-    static const uint64_t edges[] = {0, 1, 2, 3, 4, 7, 8, 16, 31, 32, 63, 64, 127, 128, 255, 256, 65535, 65536, 1u << 20,
-                                     INT32_MAX, 1u << 31, UINT32_MAX, 1ull << 32, 1ull << 60, INT64_MAX, 1ull << 63, UINT64_MAX};
+    static const uint64_t edges[] = {0,          1,          2,          3,         4,          7,         8,
+                                     16,         31,         32,         63,        64,         127,       128,
+                                     255,        256,        65535,      65536,     1u << 20,   INT32_MAX, 1u << 31,
+                                     UINT32_MAX, 1ull << 32, 1ull << 60, INT64_MAX, 1ull << 63, UINT64_MAX};
     uint64_t v = edges[random_below(sizeof edges / sizeof edges[0])];
     if (random_below(4) == 0) v = (uint64_t)0 - v;
     return put(n, random_below(n + 1), &v, (size_t)1 << random_below(4), random_below(8) == 0);
@@ -191,8 +197,9 @@ static size_t mutate_near(size_t n) {
 }
 
 static size_t mutate_word(size_t n) {
-    static const char *const digits[] = {"0", "-1", "1", "9", "2147483648", "4294967296", "9223372036854775807",
-                                         "18446744073709551616", "1e400", "0.5", "null", "[]", "{}", "\"\"", NULL};
+    static const char *const digits[] = {
+        "0",   "-1",   "1",  "9",  "2147483648", "4294967296", "9223372036854775807", "18446744073709551616", "1e400",
+        "0.5", "null", "[]", "{}", "\"\"",       NULL};
     const char *const *words = fuzz_words && random_below(2) ? fuzz_words : digits;
     size_t count = 0;
     while (words[count]) count++;
@@ -207,7 +214,8 @@ static size_t mutate_chunk(size_t n) {
     case 0: /* cut out */
         memmove(buffer + from, buffer + from + count, n - from - count);
         return n - count;
-    case 1: /* cut the end off */ return from;
+    case 1: /* cut the end off */
+        return from;
     case 2: /* of another input */ {
         const struct input *other = &pool[random_below(n_pool)];
         if (other->n == 0) return n;
@@ -216,7 +224,8 @@ static size_t mutate_chunk(size_t n) {
         memcpy(chunk, other->data + from, count);
         break;
     }
-    default: memcpy(chunk, buffer + from, count > sizeof chunk ? sizeof chunk : count);
+    default:
+        memcpy(chunk, buffer + from, count > sizeof chunk ? sizeof chunk : count);
     }
     return put(n, random_below(n + 1), chunk, count, random_below(2) == 0);
 }
@@ -228,12 +237,24 @@ static size_t mutate(size_t n) {
             continue;
         }
         switch (random_below(6)) {
-        case 0: buffer[random_below(n)] ^= (uint8_t)(1u << random_below(8)); break;
-        case 1: buffer[random_below(n)] = (uint8_t)random_next(); break;
-        case 2: n = mutate_number(n); break;
-        case 3: n = mutate_near(n); break;
-        case 4: n = mutate_word(n); break;
-        default: n = mutate_chunk(n); break;
+        case 0:
+            buffer[random_below(n)] ^= (uint8_t)(1u << random_below(8));
+            break;
+        case 1:
+            buffer[random_below(n)] = (uint8_t)random_next();
+            break;
+        case 2:
+            n = mutate_number(n);
+            break;
+        case 3:
+            n = mutate_near(n);
+            break;
+        case 4:
+            n = mutate_word(n);
+            break;
+        default:
+            n = mutate_chunk(n);
+            break;
         }
     }
     return n;
@@ -266,7 +287,8 @@ int main(int argc, char **argv) {
         }
     }
     alarm(0);
-    printf("fuzz: %" PRIu64 " seeds replayed, %" PRIu64 " mutants run (%" PRIu64 " executions), %zu inputs kept, %zu places reached\n",
+    printf("fuzz: %" PRIu64 " seeds replayed, %" PRIu64 " mutants run (%" PRIu64
+           " executions), %zu inputs kept, %zu places reached\n",
            n_replayed, n_mutants, n_replayed + n_mutants, n_pool, n_cover);
     for (size_t i = 0; i < n_pool; i++) free(pool[i].data);
     return 0;

@@ -168,15 +168,9 @@ bool safetensors_read(struct tensor_file *f, size_t map, struct err *e) {
     struct err inner;
     json_t *header = json_parse(text, n, &json_bounds, &inner);
     if (!header) return err_set(e, ERR_LOAD, "%s: the header at offset 8 is not valid: %.400s", m->name, inner.message);
-    struct entry *entries = NULL;
-    bool ok = json_is_object(header);
-    if (!ok) {
-        err_set(e, ERR_LOAD, "%s: the header at offset 8 is not an object", m->name);
-    } else if (json_object_size(header) > TENSORS_MAX) {
-        ok = err_set(e, ERR_LOAD, "%s: the header has more than %d tensors", m->name, TENSORS_MAX);
-    } else if ((entries = calloc(json_object_size(header) + 1, sizeof *entries)) == NULL) {
-        ok = err_set(e, ERR_LOAD, "%s: no memory for the list of tensors", m->name);
-    }
+    ASSERT(json_is_object(header));                                                /* it starts with '{' */
+    struct entry *entries = calloc(json_object_size(header) + 1, sizeof *entries); /* the tree was larger */
+    bool ok = entries != NULL || err_set(e, ERR_LOAD, "%s: no memory for the list of tensors", m->name);
     ok = ok && read_entries(f, map, header, entries, sizeof n + n, e);
     free(entries);
     json_decref(header);

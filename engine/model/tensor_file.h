@@ -20,24 +20,24 @@
 /* Limits. What is over them is refused before memory is taken for it. */
 enum {
     TENSOR_DIMS_MAX = 4,
-    TENSORS_MAX = 1 << 16,            /* in all shards together */
-    TENSOR_NAME_BYTES_MAX = 255,      /* GGUF itself: 63 */
+    TENSORS_MAX = 1 << 16,       /* in all shards together */
+    TENSOR_NAME_BYTES_MAX = 255, /* GGUF itself: 63 */
     TENSOR_SHARDS_MAX = 512,
     GGUF_KEYS_MAX = 1 << 16,
-    GGUF_KEY_BYTES_MAX = 65535,       /* of the GGUF specification */
-    GGUF_STRINGS_MAX = 1 << 23,       /* elements of all string arrays of a file together */
+    GGUF_KEY_BYTES_MAX = 65535,         /* of the GGUF specification */
+    GGUF_STRINGS_MAX = 1 << 23,         /* elements of all string arrays of a file together */
     SAFETENSORS_HEADER_MAX = 100000000, /* as in the reference implementation */
     CONFIG_BYTES_MAX = 1 << 20,
     SAFETENSORS_INDEX_MAX = 1 << 25,
 };
 
 struct tensor {
-    const char *name;      /* owned by the file */
-    enum dtype type;       /* DT_COUNT: a type that no kernel reads; model_tensor refuses it by name */
-    const char *type_name; /* as the file calls it: "Q4_K", "I64"; static */
-    uint32_t n_dims;       /* 0 (a scalar) .. TENSOR_DIMS_MAX */
+    const char *name;                /* owned by the file */
+    enum dtype type;                 /* DT_COUNT: a type that no kernel reads; model_tensor refuses it by name */
+    const char *type_name;           /* as the file calls it: "Q4_K", "I64"; static */
+    uint32_t n_dims;                 /* 0 (a scalar) .. TENSOR_DIMS_MAX */
     uint64_t shape[TENSOR_DIMS_MAX]; /* outermost first, as in PyTorch: a matrix is [n_rows][n_cols] */
-    const void *data;      /* in file layout, read-only mapping; alignment is whatever the file has */
+    const void *data;                /* in file layout, read-only mapping; alignment is whatever the file has */
     size_t n_bytes;
 };
 
@@ -58,7 +58,19 @@ const struct tensor *tensor_file_at(const struct tensor_file *f, size_t i);
 const struct tensor *tensor_file_find(const struct tensor_file *f, const char *name); /* or NULL */
 
 enum gguf_type {
-    GGUF_U8, GGUF_I8, GGUF_U16, GGUF_I16, GGUF_U32, GGUF_I32, GGUF_F32, GGUF_BOOL, GGUF_STR, GGUF_ARR, GGUF_U64, GGUF_I64, GGUF_F64,
+    GGUF_U8,
+    GGUF_I8,
+    GGUF_U16,
+    GGUF_I16,
+    GGUF_U32,
+    GGUF_I32,
+    GGUF_F32,
+    GGUF_BOOL,
+    GGUF_STR,
+    GGUF_ARR,
+    GGUF_U64,
+    GGUF_I64,
+    GGUF_F64,
     GGUF_TYPES
 };
 const char *gguf_type_name(enum gguf_type t); /* "u32" */
@@ -74,7 +86,7 @@ size_t gguf_key_count(const struct tensor_file *f);
 const char *gguf_key_at(const struct tensor_file *f, size_t i, size_t *n); /* not terminated */
 
 struct gguf_array {
-    enum gguf_type type;   /* of the elements; never GGUF_ARR */
+    enum gguf_type type; /* of the elements; never GGUF_ARR */
     uint64_t count;
     const void *data;      /* fixed-size elements, unaligned little-endian; strings: the first one's length */
     const uint64_t *marks; /* strings: where every 8th one starts, from data; NULL otherwise */

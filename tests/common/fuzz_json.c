@@ -9,9 +9,26 @@
 #include <stdlib.h>
 #include <string.h>
 
-const char *const fuzz_words[] = {"{\"a\":", "[",    "]",    "}",       "null",    "true",   "1e400", "\\u0000", "\\ud800\\udc00",
-                                  "\"",      "1.5",  "-0",   "9223372036854775807", "[[[[[[[[", "{},",    "\xef\xbb\xbf", "\xc3\xa9",
-                                  "\"a\":1", "0.1,", NULL};
+const char *const fuzz_words[] = {"{\"a\":",
+                                  "[",
+                                  "]",
+                                  "}",
+                                  "null",
+                                  "true",
+                                  "1e400",
+                                  "\\u0000",
+                                  "\\ud800\\udc00",
+                                  "\"",
+                                  "1.5",
+                                  "-0",
+                                  "9223372036854775807",
+                                  "[[[[[[[[",
+                                  "{},",
+                                  "\xef\xbb\xbf",
+                                  "\xc3\xa9",
+                                  "\"a\":1",
+                                  "0.1,",
+                                  NULL};
 
 static void check(bool ok) {
     if (!ok) abort();
@@ -47,12 +64,24 @@ static void write_value(struct strbuf *b, const json_t *v) {
         }
         strbuf_add_char(b, ']');
         break;
-    case JSON_STRING: strbuf_add_json(b, json_string_value(v), json_string_length(v)); break;
-    case JSON_INTEGER: strbuf_add_i64(b, json_integer_value(v)); break;
-    case JSON_REAL: strbuf_add_double(b, json_real_value(v)); break;
-    case JSON_TRUE: strbuf_add_str(b, "true"); break;
-    case JSON_FALSE: strbuf_add_str(b, "false"); break;
-    case JSON_NULL: strbuf_add_str(b, "null"); break;
+    case JSON_STRING:
+        strbuf_add_json(b, json_string_value(v), json_string_length(v));
+        break;
+    case JSON_INTEGER:
+        strbuf_add_i64(b, json_integer_value(v));
+        break;
+    case JSON_REAL:
+        strbuf_add_double(b, json_real_value(v));
+        break;
+    case JSON_TRUE:
+        strbuf_add_str(b, "true");
+        break;
+    case JSON_FALSE:
+        strbuf_add_str(b, "false");
+        break;
+    case JSON_NULL:
+        strbuf_add_str(b, "null");
+        break;
     }
 }
 

@@ -35,6 +35,7 @@ static inline bool cut_head(struct cut *c, const char *raw, size_t n) {
     if (n >= sizeof c->block) return false;
     memcpy(c->block, raw, n);
     char *line = cut_line(&at, end);
+    const char *line_end = line ? (raw[at - c->block - 2] == '\r' ? at - 2 : at - 1) : NULL;
     char *target = line ? memchr(line, ' ', (size_t)(at - line)) : NULL;
     if (!target) return false;
     *target++ = '\0';
@@ -44,6 +45,7 @@ static inline bool cut_head(struct cut *c, const char *raw, size_t n) {
         if (target[i] == ' ') version = target + i;
     if (!version) return false;
     *version++ = '\0';
+    if (line_end - version != 8) return false; /* so long is "HTTP/1.1" */
     strcpy(c->target, target);
     char *mark = strchr(target, '?');
     if (mark) *mark = '\0';

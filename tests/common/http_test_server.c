@@ -45,7 +45,6 @@ static struct job *jobs;
 static bool quit;
 static atomic_uint gone_count, open_count;
 static atomic_uint_fast64_t done_complete, done_cut;
-static struct http_server *server;
 
 static unsigned long query_number(const struct http_request *q, const char *name, unsigned long otherwise) {
     const char *at = q->query ? strstr(q->query, name) : NULL;
@@ -206,9 +205,8 @@ static void on_json(struct http_reply *r, const struct http_request *q, void *ar
 static void on_stats(struct http_reply *r, const struct http_request *q, void *arg) {
     struct http_server_stats s;
     struct strbuf b = {0};
-    (void)q;
     (void)arg;
-    http_server_stats(server, &s);
+    http_server_stats(q->server, &s);
     strbuf_printf(&b,
                   "{\"gone\":%u,\"open\":%u,\"connections\":%u,\"requests\":%u,\"body_bytes\":%llu,\"timeouts\":%llu,"
                   "\"complete\":%llu,\"cut\":%llu}",
@@ -308,7 +306,7 @@ int main(int argc, char **argv) {
     sigaddset(&signals, SIGINT);
     pthread_sigmask(SIG_BLOCK, &signals, NULL);
     const struct http_server_options so = server_options(&o);
-    server = http_server_open(&so, &e);
+    struct http_server *server = http_server_open(&so, &e);
     if (!server) {
         fprintf(stderr, "%s\n", e.message);
         options_free(&store);

@@ -135,6 +135,7 @@ ACCEPTED = [
 # Lenient in the library below, but harmless as long as the body is the same for every reader: either is right.
 EITHER = [
     ("bare LF in chunk framing", CHUNKED + b"5\nhello\n0\n\n", 5),
+    ("NUL LF as a line end", b"POST /a HTTP/1.1\r\nHost: x\x00\nContent-Length: 5\r\n\r\nhello", 5),
 ]
 
 

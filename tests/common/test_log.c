@@ -45,8 +45,16 @@ static size_t count_lines(const char *text) {
     return n;
 }
 
-static const char *const nasty[] = {"a\nERROR http: forged", "\r\n\r\n", "x=\"y\" z=1", "\x1b[31mred\x1b[0m", "\xff\xfe", "\xc2\x9b", "", "back\\slash",
-                                    "{\"level\":\"ERROR\"}", "\xe2\x82\xac"};
+static const char *const nasty[] = {"a\nERROR http: forged",
+                                    "\r\n\r\n",
+                                    "x=\"y\" z=1",
+                                    "\x1b[31mred\x1b[0m",
+                                    "\xff\xfe",
+                                    "\xc2\x9b",
+                                    "",
+                                    "back\\slash",
+                                    "{\"level\":\"ERROR\"}",
+                                    "\xe2\x82\xac"};
 
 static void values_cannot_forge_lines_in_text(void **state) {
     (void)state;
@@ -68,7 +76,8 @@ static void json_lines_parse_and_keep_the_values(void **state) {
     log_open(&(struct log_options){.level = LOG_INFO, .json = true});
     for (size_t i = 0; i < ARRAY_COUNT(nasty); i++) {
         capture_begin();
-        log_info("http", "req-1", "message", LOG_STR("key", nasty[i]), LOG_I64("n", -7), LOG_F64("f", 0.5), LOG_BOOL("b", true));
+        log_info("http", "req-1", "message", LOG_STR("key", nasty[i]), LOG_I64("n", -7), LOG_F64("f", 0.5),
+                 LOG_BOOL("b", true));
         const char *line = capture_end();
         assert_int_equal(count_lines(line), 1);
         json_t *doc = json_loads(line, JSON_REJECT_DUPLICATES, NULL);
@@ -90,7 +99,8 @@ static void long_lines_stay_whole(void **state) {
     for (int json = 0; json < 2; json++) {
         log_open(&(struct log_options){.level = LOG_INFO, .json = json});
         capture_begin();
-        log_info("s", NULL, "m", LOG_STR("a", big), LOG_STR("b", big), LOG_STR("c", big), LOG_STR("d", big), LOG_STR("e", big), LOG_U64("z", 1));
+        log_info("s", NULL, "m", LOG_STR("a", big), LOG_STR("b", big), LOG_STR("c", big), LOG_STR("d", big),
+                 LOG_STR("e", big), LOG_U64("z", 1));
         const char *line = capture_end();
         assert_int_equal(count_lines(line), 1);
         assert_true(strlen(line) <= 4096);
@@ -138,7 +148,9 @@ static void storms_are_limited_and_counted(void **state) {
 }
 
 static void *writer(void *arg) {
-    for (int i = 0; i < 500; i++) log_info("thread", arg, "a line of some length", LOG_STR("text", "0123456789abcdefghijklmnopqrstuvwxyz"), LOG_I64("i", i));
+    for (int i = 0; i < 500; i++)
+        log_info("thread", arg, "a line of some length", LOG_STR("text", "0123456789abcdefghijklmnopqrstuvwxyz"),
+                 LOG_I64("i", i));
     return NULL;
 }
 
@@ -153,7 +165,8 @@ static void lines_of_threads_do_not_mix(void **state) {
     char *lines = (char *)capture_end();
     size_t n = 0;
     for (char *line = strtok(lines, "\n"); line; line = strtok(NULL, "\n"), n++) {
-        assert_non_null(strstr(line, " INFO  thread abcd: a line of some length text=0123456789abcdefghijklmnopqrstuvwxyz i="));
+        assert_non_null(
+            strstr(line, " INFO  thread abcd: a line of some length text=0123456789abcdefghijklmnopqrstuvwxyz i="));
         assert_true(strlen(line) < 140);
     }
     assert_int_equal(n, 2000);

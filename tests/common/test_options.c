@@ -105,8 +105,9 @@ static char *config_file(const char *text) {
 static void flag_beats_environment_beats_file_beats_default(void **state) {
     char args[256];
     (void)state;
-    const char *path = config_file("# comment\n\nmax-seqs = 10\nhost = file  # why\nisa=avx2\n cors = http://a\ncors=http://b\n"
-                                   "api-key = \"with # and space \"\n");
+    const char *path =
+        config_file("# comment\n\nmax-seqs = 10\nhost = file  # why\nisa=avx2\n cors = http://a\ncors=http://b\n"
+                    "api-key = \"with # and space \"\n");
     snprintf(args, sizeof args, "--config" _ "%s" _ "--max-seqs" _ "30" _ "--cors=http://z", path);
     struct loaded l = load(args, "CHOIR_MAX_SEQS=20" _ "CHOIR_HOST=environment" _ "CHOIR_CORS=http://m,http://n");
     if (!l.ok) fail_msg("%s", l.e.message);
@@ -136,7 +137,9 @@ static void flag_beats_environment_beats_file_beats_default(void **state) {
 
 static void forms_of_flags(void **state) {
     (void)state;
-    struct loaded l = load("model.gguf" _ "--max-seqs=7" _ "--no-prefix-cache" _ "--api-key" _ "a" _ "--api-key=b,c" _ "--ratio" _ "-0.25", "");
+    struct loaded l = load("model.gguf" _ "--max-seqs=7" _ "--no-prefix-cache" _ "--api-key" _ "a" _ "--api-key=b,c" _
+                           "--ratio" _ "-0.25",
+                           "");
     if (!l.ok) fail_msg("%s", l.e.message);
     assert_string_equal(l.f.model, "model.gguf");
     assert_int_equal(l.f.max_seqs, 7);
@@ -157,9 +160,9 @@ static void values_with_units(void **state) {
         const char *text;
         uint64_t bytes, ns;
     } cases[] = {
-        {"1048576", 1048576, 0}, {"2G", (uint64_t)2 << 30, 0}, {"1.5g", 3u << 29, 0}, {"64 MiB", 64u << 20, 0},
-        {"3TB", (uint64_t)3 << 40, 0}, {"250ms", 0, 250000000}, {"1.5s", 0, 1500000000}, {"2m", 0, 120000000000},
-        {"1h", 0, 3600000000000}, {"10", 0, 10000000000}, {"1500us", 0, 1500000},
+        {"1048576", 1048576, 0},       {"2G", (uint64_t)2 << 30, 0}, {"1.5g", 3u << 29, 0},   {"64 MiB", 64u << 20, 0},
+        {"3TB", (uint64_t)3 << 40, 0}, {"250ms", 0, 250000000},      {"1.5s", 0, 1500000000}, {"2m", 0, 120000000000},
+        {"1h", 0, 3600000000000},      {"10", 0, 10000000000},       {"1500us", 0, 1500000},
     };
     char args[64];
     (void)state;
@@ -181,8 +184,21 @@ static void assert_fails(const char *args, const char *env, const char *expected
 }
 
 static void wrong_values_are_refused_with_a_hint(void **state) {
-    static const char *const numbers[] = {"",  "-1", "+1", "1.0", "0x10", "1e3", " 1", "1 ", "abc", "0", "1025", "4294967360",
-                                          "99999999999999999999", "\xc2\xb2", "1_000"};
+    static const char *const numbers[] = {"",
+                                          "-1",
+                                          "+1",
+                                          "1.0",
+                                          "0x10",
+                                          "1e3",
+                                          " 1",
+                                          "1 ",
+                                          "abc",
+                                          "0",
+                                          "1025",
+                                          "4294967360",
+                                          "99999999999999999999",
+                                          "\xc2\xb2",
+                                          "1_000"};
     static const char *const sizes[] = {"", "-1M", "1Q", "M", "1MM", "nan", "inf", "1e30G", "100", "0x1G", "1..5G"};
     static const char *const times[] = {"", "-1s", "1x", "s", "0", "2h", "nan", "0.1us"};
     static const char *const ratios[] = {"", "nan", "inf", "-inf", "1.5", "0x1p-1", "1,5", "."};

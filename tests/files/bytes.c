@@ -21,13 +21,19 @@ void bytes_put(struct bytes *b, const void *p, size_t n) {
         b->data = realloc(b->data, b->cap);
         assert_non_null(b->data);
     }
-    if (p) memcpy(b->data + b->n, p, n);
-    else memset(b->data + b->n, 0, n);
+    if (p)
+        memcpy(b->data + b->n, p, n);
+    else
+        memset(b->data + b->n, 0, n);
     b->n += n;
 }
 
-void put_u32(struct bytes *b, uint32_t v) { bytes_put(b, &v, sizeof v); }
-void put_u64(struct bytes *b, uint64_t v) { bytes_put(b, &v, sizeof v); }
+void put_u32(struct bytes *b, uint32_t v) {
+    bytes_put(b, &v, sizeof v);
+}
+void put_u64(struct bytes *b, uint64_t v) {
+    bytes_put(b, &v, sizeof v);
+}
 
 void put_str(struct bytes *b, const char *s) {
     put_u64(b, strlen(s));
@@ -81,7 +87,8 @@ void key_strings(struct bytes *b, const char *key, const char *const *v, size_t 
     for (size_t i = 0; i < n; i++) put_str(b, v[i]);
 }
 
-void put_tensor(struct bytes *b, const char *name, uint32_t n_dims, const uint64_t *ne, uint32_t type, uint64_t offset) {
+void put_tensor(struct bytes *b, const char *name, uint32_t n_dims, const uint64_t *ne, uint32_t type,
+                uint64_t offset) {
     put_str(b, name);
     put_u32(b, n_dims);
     for (uint32_t i = 0; i < n_dims; i++) put_u64(b, ne[i]);

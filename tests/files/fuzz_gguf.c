@@ -34,7 +34,9 @@ static void read_tensors(const struct tensor_file *f, const struct model_config 
     for (int role = 0; role < TENSOR_ROLES; role++) {
         const struct tensor *t = model_tensor(f, c, (enum tensor_role)role, 0, c->dim, 0, &e);
         if (!t) t = model_tensor(f, c, (enum tensor_role)role, 0, c->n_vocab, c->dim, &e);
-        if (t) ASSERT(t->n_bytes == dtype_row_bytes(t->type, t->shape[t->n_dims - 1]) * (t->n_dims == 1 ? 1 : t->shape[0]));
+        if (t)
+            ASSERT(t->n_bytes ==
+                   dtype_row_bytes(t->type, t->shape[t->n_dims - 1]) * (t->n_dims == 1 ? 1 : t->shape[0]));
     }
 }
 
@@ -64,5 +66,15 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     return 0;
 }
 
-const char *const fuzz_words[] = {"GGUF", "general.architecture", "general.alignment", "llama", "gemma3", "qwen3", "gpt2",
-                                  "tokenizer.ggml.tokens", "tokenizer.ggml.scores", "token_embd.weight", "<0x0A>", NULL};
+const char *const fuzz_words[] = {"GGUF",
+                                  "general.architecture",
+                                  "general.alignment",
+                                  "llama",
+                                  "gemma3",
+                                  "qwen3",
+                                  "gpt2",
+                                  "tokenizer.ggml.tokens",
+                                  "tokenizer.ggml.scores",
+                                  "token_embd.weight",
+                                  "<0x0A>",
+                                  NULL};

@@ -32,6 +32,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     return 0;
 }
 
-const char *const fuzz_words[] = {"\"dtype\"", "\"shape\"", "\"data_offsets\"", "\"F32\"", "\"BF16\"", "\"I64\"",
-                                  "\"__metadata__\"", "\"rope_parameters\"", "\"rope_scaling\"", "\"layer_types\"",
-                                  "\"sliding_window\"", "\"llama3\"", "\"yarn\"", "\"gemma3_text\"", "\"qwen3\"", NULL};
+const char *const fuzz_words[] = {"\"dtype\"",        "\"shape\"",       "\"data_offsets\"",   "\"F32\"",
+                                  "\"BF16\"",         "\"I64\"",         "\"__metadata__\"",   "\"rope_parameters\"",
+                                  "\"rope_scaling\"", "\"layer_types\"", "\"sliding_window\"", "\"llama3\"",
+                                  "\"yarn\"",         "\"gemma3_text\"", "\"qwen3\"",          NULL};

@@ -44,7 +44,8 @@ static void compare_rope(const char *name, const struct rope_config *rope, const
     for (size_t i = 0; i < rope->dim / 2; i++) {
         double want = json_number_value(json_array_get(inv_freq, i));
         /* fp32 there: a few units of 2^-24, more where the ramps subtract. */
-        if (fabs(rope->inv_freq[i] - want) > 2e-6 * want) fail_msg("%s: inv_freq[%zu] %.9g, not %.9g", name, i, rope->inv_freq[i], want);
+        if (fabs(rope->inv_freq[i] - want) > 2e-6 * want)
+            fail_msg("%s: inv_freq[%zu] %.9g, not %.9g", name, i, rope->inv_freq[i], want);
     }
     double mscale = json_number_value(json_object_get(table, "mscale"));
     if (fabs(rope->mscale - mscale) > 1e-6 * mscale) fail_msg("%s: mscale %.9g, not %.9g", name, rope->mscale, mscale);
@@ -96,8 +97,10 @@ static void fixtures_are_read(void **state) {
     (void)state;
     read_fixture(FIXTURES "llama_f16");
     assert_string_equal(c.arch, "llama");
-    assert_true(c.n_layers == 2 && c.dim == 64 && c.n_heads == 4 && c.n_kv_heads == 4 && c.head_dim == 16 && c.n_ff == 96);
-    assert_true(c.n_vocab == 320 && c.context_len == 128 && c.norm_eps == 1e-5f && c.q_scale == 0.25f && c.embed_scale == 1);
+    assert_true(c.n_layers == 2 && c.dim == 64 && c.n_heads == 4 && c.n_kv_heads == 4 && c.head_dim == 16 &&
+                c.n_ff == 96);
+    assert_true(c.n_vocab == 320 && c.context_len == 128 && c.norm_eps == 1e-5f && c.q_scale == 0.25f &&
+                c.embed_scale == 1);
     assert_true(!c.tied_output && !c.qk_norm && !c.post_norms && c.activation == ACTIVATION_SILU && c.window == 0);
     read_fixture(FIXTURES "qwen3_bf16");
     assert_string_equal(c.arch, "qwen3");
@@ -114,9 +117,11 @@ static void the_default_model_is_read(void **state) {
     if (!default_model()) skip();
     read_fixture(default_model());
     assert_string_equal(c.arch, "gemma3");
-    assert_true(c.n_layers == 18 && c.dim == 640 && c.n_heads == 4 && c.n_kv_heads == 1 && c.head_dim == 256 && c.n_ff == 2048);
+    assert_true(c.n_layers == 18 && c.dim == 640 && c.n_heads == 4 && c.n_kv_heads == 1 && c.head_dim == 256 &&
+                c.n_ff == 2048);
     assert_true(c.n_vocab == 262144 && c.context_len == 32768 && c.norm_eps == 1e-6f && c.q_scale == 0.0625f);
-    assert_true(c.embed_scale == sqrtf(640) && c.tied_output && c.qk_norm && c.post_norms && !c.norm_plus_one && c.window == 512);
+    assert_true(c.embed_scale == sqrtf(640) && c.tied_output && c.qk_norm && c.post_norms && !c.norm_plus_one &&
+                c.window == 512);
     assert_true(c.rope[LAYER_FULL].kind == ROPE_NEOX && fabs(c.rope[LAYER_FULL].inv_freq[64] - 1e-3) < 1e-12);
     assert_true(fabs(c.rope[LAYER_WINDOW].inv_freq[64] - 1e-2) < 1e-11);
     for (uint32_t i = 0; i < 18; i++) assert_int_equal(c.layer_kind[i], i % 6 == 5 ? LAYER_FULL : LAYER_WINDOW);
@@ -125,8 +130,9 @@ static void the_default_model_is_read(void **state) {
 /* Each role's tensor has the shape that the configuration says, in both formats; other shapes are refused by name. */
 static void every_role_has_its_tensor(void **state) {
     (void)state;
-    static const char *const paths[] = {FIXTURES "llama3_f32", FIXTURES "llama3_gguf/model.gguf", FIXTURES "llama_f16",
-                                        FIXTURES "qwen3_bf16", FIXTURES "gemma3_bf16", NULL};
+    static const char *const paths[] = {FIXTURES "llama3_f32",  FIXTURES "llama3_gguf/model.gguf",
+                                        FIXTURES "llama_f16",   FIXTURES "qwen3_bf16",
+                                        FIXTURES "gemma3_bf16", NULL};
     for (size_t p = 0; p < ARRAY_COUNT(paths); p++) {
         const char *path = paths[p] ? paths[p] : default_model();
         if (!path) continue;
@@ -134,12 +140,26 @@ static void every_role_has_its_tensor(void **state) {
         struct tensor_file *f = tensor_file_open(path, &e);
         if (!f || !model_config_read(f, &c, &e)) fail_msg("%s: %s", path, e.message);
         uint32_t q = c.n_heads * c.head_dim, kv = c.n_kv_heads * c.head_dim;
-        const struct { enum tensor_role role; uint32_t n_rows, n_cols; bool there; } shapes[] = {
-            {TENSOR_EMBED, c.n_vocab, c.dim, true}, {TENSOR_OUTPUT_NORM, c.dim, 0, true}, {TENSOR_OUTPUT, c.n_vocab, c.dim, true},
-            {TENSOR_ATTN_NORM, c.dim, 0, true}, {TENSOR_Q, q, c.dim, true}, {TENSOR_K, kv, c.dim, true}, {TENSOR_V, kv, c.dim, true},
-            {TENSOR_O, c.dim, q, true}, {TENSOR_Q_NORM, c.head_dim, 0, c.qk_norm}, {TENSOR_K_NORM, c.head_dim, 0, c.qk_norm},
-            {TENSOR_ATTN_POST_NORM, c.dim, 0, c.post_norms}, {TENSOR_FFN_NORM, c.dim, 0, true}, {TENSOR_GATE, c.n_ff, c.dim, true},
-            {TENSOR_UP, c.n_ff, c.dim, true}, {TENSOR_DOWN, c.dim, c.n_ff, true}, {TENSOR_FFN_POST_NORM, c.dim, 0, c.post_norms}};
+        const struct {
+            enum tensor_role role;
+            uint32_t n_rows, n_cols;
+            bool there;
+        } shapes[] = {{TENSOR_EMBED, c.n_vocab, c.dim, true},
+                      {TENSOR_OUTPUT_NORM, c.dim, 0, true},
+                      {TENSOR_OUTPUT, c.n_vocab, c.dim, true},
+                      {TENSOR_ATTN_NORM, c.dim, 0, true},
+                      {TENSOR_Q, q, c.dim, true},
+                      {TENSOR_K, kv, c.dim, true},
+                      {TENSOR_V, kv, c.dim, true},
+                      {TENSOR_O, c.dim, q, true},
+                      {TENSOR_Q_NORM, c.head_dim, 0, c.qk_norm},
+                      {TENSOR_K_NORM, c.head_dim, 0, c.qk_norm},
+                      {TENSOR_ATTN_POST_NORM, c.dim, 0, c.post_norms},
+                      {TENSOR_FFN_NORM, c.dim, 0, true},
+                      {TENSOR_GATE, c.n_ff, c.dim, true},
+                      {TENSOR_UP, c.n_ff, c.dim, true},
+                      {TENSOR_DOWN, c.dim, c.n_ff, true},
+                      {TENSOR_FFN_POST_NORM, c.dim, 0, c.post_norms}};
         for (size_t i = 0; i < ARRAY_COUNT(shapes); i++) {
             if (!shapes[i].there) continue;
             uint32_t layer = c.n_layers - 1, rows = shapes[i].n_rows, cols = shapes[i].n_cols;
@@ -150,8 +170,9 @@ static void every_role_has_its_tensor(void **state) {
             assert_null(model_tensor(f, &c, shapes[i].role, layer, rows, cols + 1, &e));
             if (cols) assert_null(model_tensor(f, &c, shapes[i].role, layer, rows, 0, &e));
         }
-        if (c.tied_output) assert_ptr_equal(model_tensor(f, &c, TENSOR_OUTPUT, 0, c.n_vocab, c.dim, &e),
-                                            model_tensor(f, &c, TENSOR_EMBED, 0, c.n_vocab, c.dim, &e));
+        if (c.tied_output)
+            assert_ptr_equal(model_tensor(f, &c, TENSOR_OUTPUT, 0, c.n_vocab, c.dim, &e),
+                             model_tensor(f, &c, TENSOR_EMBED, 0, c.n_vocab, c.dim, &e));
         assert_null(model_tensor(f, &c, TENSOR_Q, c.n_layers, q, c.dim, &e));
         tensor_file_close(f);
     }
@@ -167,7 +188,7 @@ static const struct {
     {"{\"num_hidden_layers\":1000000}", "num_hidden_layers"},
     {"{\"num_hidden_layers\":0}", "num_hidden_layers"},
     {"{\"num_hidden_layers\":-1}", "num_hidden_layers"},
-    {"{\"num_hidden_layers\":2.0}", "num_hidden_layers"},
+    {"{\"num_hidden_layers\":2.0}", "'num_hidden_layers' is not an integer"},
     {"{\"num_attention_heads\":0}", "num_attention_heads"},
     {"{\"num_attention_heads\":\"4\"}", "num_attention_heads"},
     {"{\"num_key_value_heads\":0}", "num_key_value_heads"},
@@ -188,8 +209,9 @@ static const struct {
     {"{\"max_position_embeddings\":4294967296}", "max_position_embeddings"},
     {"{\"rms_norm_eps\":0}", "rms_norm_eps"},
     {"{\"rms_norm_eps\":-1e-6}", "rms_norm_eps"},
-    {"{\"rms_norm_eps\":\"1e-6\"}", "rms_norm_eps"},
+    {"{\"rms_norm_eps\":\"1e-6\"}", "'rms_norm_eps' is not a number"},
     {"{\"hidden_act\":\"relu\"}", "hidden_act"},
+    {"{\"hidden_act\":[]}", "'hidden_act' is not a string"},
     {"{\"tie_word_embeddings\":1}", "tie_word_embeddings"},
     {"{\"attention_bias\":true}", "attention_bias"},
     {"{\"mlp_bias\":true}", "mlp_bias"},
@@ -208,13 +230,16 @@ static const struct {
     {"{\"rope_scaling\":{\"rope_type\":\"linear\",\"factor\":0}}", "factor"},
     {"{\"rope_scaling\":{\"rope_type\":\"linear\",\"factor\":\"2\"}}", "factor"},
     {"{\"rope_scaling\":{\"rope_type\":\"linear\",\"factor\":2.0,\"short_factor\":[1]}}", "short_factor"},
-    {"{\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":8.0}}", "low_freq_factor"},
-    {"{\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":8.0,\"low_freq_factor\":4.0,\"high_freq_factor\":4.0}}", "high_freq_factor"},
+    {"{\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":8.0}}", "'low_freq_factor' is missing"},
+    {"{\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":8.0,\"low_freq_factor\":4.0,\"high_freq_factor\":4.0}}",
+     "high_freq_factor"},
+    {"{\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":8.0,\"truncate\":1}}", "truncate"},
     {"{\"rope_scaling\":{\"rope_type\":\"default\"},\"rope_parameters\":{\"rope_type\":\"default\"}}", "both"},
     {"{\"rope_parameters\":{\"rope_type\":\"default\",\"partial_rotary_factor\":0.5}}", "partial_rotary_factor"},
     {"{\"rope_parameters\":{\"full_attention\":7}}", "full_attention"},
     {"{\"model_type\":\"qwen3\",\"use_sliding_window\":true,\"sliding_window\":0}", "sliding_window"},
-    {"{\"model_type\":\"qwen3\",\"layer_types\":[\"full_attention\"]}", "layer_types"},
+    {"{\"model_type\":\"qwen3\",\"layer_types\":[\"full_attention\"]}", "'layer_types' is not an array of 2"},
+    {"{\"model_type\":\"qwen3\",\"max_window_layers\":\"1\"}", "max_window_layers"},
     {"{\"model_type\":\"qwen3\",\"layer_types\":[\"full_attention\",\"linear_attention\"]}", "layer_types"},
     {"{\"model_type\":\"qwen3\",\"layer_types\":[\"full_attention\",\"sliding_attention\"]}", "layer_types"},
     {"{\"model_type\":\"gemma3_text\",\"query_pre_attn_scalar\":0}", "query_pre_attn_scalar"},
@@ -223,9 +248,10 @@ static const struct {
     {"{\"model_type\":\"gemma3_text\",\"rope_parameters\":{\"rope_type\":\"default\"}}", "rope_parameters"},
 };
 
-static const char good_config[] =
-    "{\"model_type\":\"llama\",\"num_hidden_layers\":2,\"hidden_size\":64,\"num_attention_heads\":4,\"num_key_value_heads\":2,"
-    "\"intermediate_size\":64,\"vocab_size\":320,\"max_position_embeddings\":256,\"rms_norm_eps\":1e-6,\"unknown_to_all\":true}";
+static const char good_config[] = "{\"model_type\":\"llama\",\"num_hidden_layers\":2,\"hidden_size\":64,\"num_"
+                                  "attention_heads\":4,\"num_key_value_heads\":2,"
+                                  "\"intermediate_size\":64,\"vocab_size\":320,\"max_position_embeddings\":256,\"rms_"
+                                  "norm_eps\":1e-6,\"unknown_to_all\":true}";
 
 static void bad_members_are_refused_by_name(void **state) {
     (void)state;
@@ -262,7 +288,7 @@ static void bad_members_are_refused_by_name(void **state) {
 
 struct key {
     const char *key;
-    char kind; /* u32, f32, string, bool, A: array of u32, X: leave the good one out */
+    char kind; /* u32, f32, string, bool, A: array of u32, B: two bools of this value, X: leave the good one out */
     double number;
     const char *text;
 };
@@ -315,9 +341,16 @@ static const struct {
     {{"gemma3.attention.sliding_window", 'u', 0, NULL}, "gemma3.attention.sliding_window"},
     {{"gemma3.attention.sliding_window_pattern", 'A', 2, NULL}, "gemma3.attention.sliding_window_pattern"},
     {{"gemma3.attention.sliding_window_pattern", 's', 0, "x"}, "gemma3.attention.sliding_window_pattern"},
+    {{"gemma3.attention.sliding_window_pattern", 'B', 7, NULL}, "gemma3.attention.sliding_window_pattern"},
+    {{"gemma3.attention.sliding_window_pattern", 'B', 1, NULL}, NULL}, /* fine: both layers */
+    {{"gemma3.attn_logit_softcapping", 'f', -1, NULL}, "attn_logit_softcapping"},
+    {{"gemma3.final_logit_softcapping", 'f', NAN, NULL}, "final_logit_softcapping"},
     {{"gemma3.attention.causal", 'b', 0, NULL}, "gemma3.attention.causal"},
     {{"gemma3.rope.freq_base", 'f', 0, NULL}, "gemma3.rope.freq_base"},
     {{"gemma3.rope.freq_base", 'f', INFINITY, NULL}, "gemma3.rope.freq_base"},
+    {{"gemma3.rope.freq_base_swa", 'f', 0, NULL}, "gemma3.rope.freq_base_swa"},
+    {{"gemma3.rope.scaling.original_context_length", 'u', 0, NULL}, "original_context_length"},
+    {{"gemma3.rope.scaling.yarn_beta_fast", 'f', 0, NULL}, "yarn_beta_fast"},
     {{"gemma3.rope.scaling.type", 's', 0, "longrope"}, "'gemma3.rope.scaling.type' is 'longrope'"},
     {{"gemma3.rope.scaling.factor", 'f', -1, NULL}, "gemma3.rope.scaling.factor"},
     {{"gemma3.rope.scaling.attn_factor", 'f', 2, NULL}, "gemma3.rope.scaling.attn_factor"},
@@ -328,41 +361,70 @@ static const struct {
 
 static void put_key(struct bytes *b, const struct key *k) {
     switch (k->kind) {
-    case 'u': key_u32(b, k->key, (uint32_t)k->number); break;
-    case 'f': key_f32(b, k->key, (float)k->number); break;
-    case 's': key_str(b, k->key, k->text); break;
-    case 'b': key_bool(b, k->key, (uint8_t)k->number); break;
+    case 'u':
+        key_u32(b, k->key, (uint32_t)k->number);
+        break;
+    case 'f':
+        key_f32(b, k->key, (float)k->number);
+        break;
+    case 's':
+        key_str(b, k->key, k->text);
+        break;
+    case 'b':
+        key_bool(b, k->key, (uint8_t)k->number);
+        break;
+    case 'B':
+        key_array(b, k->key, GGUF_BOOL, 2);
+        bytes_put(b, (uint8_t[]){(uint8_t)k->number, (uint8_t)k->number}, 2);
+        break;
     case 'A':
         key_array(b, k->key, GGUF_U32, (uint64_t)k->number);
         bytes_put(b, NULL, 4 * (size_t)k->number);
         break;
-    default: fail();
+    default:
+        fail();
     }
 }
 
-static struct tensor_file *build_gguf(struct bytes *b, const struct key *change, const char *extra_tensor) {
-    uint64_t n_keys = 0, ne[] = {32, 24};
+/* The good keys with up to two changes, and up to two tensors: the embedding and `extra`, a vector of 8 or the
+ * embedding's shape. */
+struct gguf_case {
+    const struct key *change, *also;
+    const char *extra;
+    const float *extra_vector; /* [8] */
+    bool no_embedding;
+};
+
+static const struct key *changed(const struct gguf_case *g, const char *key) {
+    if (g->change && strcmp(g->change->key, key) == 0) return g->change;
+    return g->also && strcmp(g->also->key, key) == 0 ? g->also : NULL;
+}
+
+static struct tensor_file *build_gguf(struct bytes *b, const struct gguf_case *g) {
+    uint64_t n_keys = 0, ne[] = {32, 24}, ne_vector[] = {8}, n_embedding = 4 * 32 * 24;
     struct bytes keys = {0};
     struct err e;
     bool replaced = false;
     for (size_t i = 0; i < ARRAY_COUNT(good_keys); i++) {
-        bool here = change && strcmp(change->key, good_keys[i].key) == 0;
-        replaced = replaced || here;
-        if (here && change->kind == 'X') continue;
-        put_key(&keys, here ? change : &good_keys[i]);
+        const struct key *other = changed(g, good_keys[i].key);
+        replaced = replaced || (other && other == g->change);
+        if (other && other->kind == 'X') continue;
+        put_key(&keys, other ? other : &good_keys[i]);
         n_keys++;
     }
-    if (change && !replaced) {
-        put_key(&keys, change);
+    if (g->change && !replaced) {
+        put_key(&keys, g->change);
         n_keys++;
     }
-    put_header(b, extra_tensor ? 2 : 1, n_keys);
+    put_header(b, !g->no_embedding + (g->extra != NULL), n_keys);
     bytes_put(b, keys.data, keys.n);
-    put_tensor(b, "token_embd.weight", 2, ne, 0, 0);
-    if (extra_tensor) put_tensor(b, extra_tensor, 2, ne, 0, 4 * 32 * 24);
-    put_pad(b, 32);
-    bytes_put(b, NULL, (extra_tensor ? 2 : 1) * 4 * 32 * 24);
     bytes_free(&keys);
+    if (!g->no_embedding) put_tensor(b, "token_embd.weight", 2, ne, 0, 0);
+    if (g->extra && g->extra_vector) put_tensor(b, g->extra, 1, ne_vector, 0, n_embedding);
+    if (g->extra && !g->extra_vector) put_tensor(b, g->extra, 2, ne, 0, n_embedding);
+    put_pad(b, 32);
+    bytes_put(b, NULL, n_embedding);
+    bytes_put(b, g->extra_vector, g->extra_vector ? 32 : n_embedding);
     struct tensor_file *f = tensor_file_open_memory(b->data, b->n, NULL, 0, &e);
     if (!f) fail_msg("%s", e.message);
     return f;
@@ -373,7 +435,7 @@ static void bad_keys_are_refused_by_name(void **state) {
     for (size_t i = 0; i < ARRAY_COUNT(bad_keys); i++) {
         struct bytes b = {0};
         struct err e = {0};
-        struct tensor_file *f = build_gguf(&b, &bad_keys[i].key, NULL);
+        struct tensor_file *f = build_gguf(&b, &(struct gguf_case){.change = &bad_keys[i].key});
         bool ok = model_config_read(f, &c, &e);
         if (ok != (bad_keys[i].expect == NULL)) fail_msg("row %zu (%s): %s", i, bad_keys[i].key.key, e.message);
         if (!ok) check_refused(bad_keys[i].key.key, NULL, &e, bad_keys[i].expect);
@@ -385,17 +447,67 @@ static void bad_keys_are_refused_by_name(void **state) {
 /* Biases, experts, a second head: what nobody would read is refused, not left out of the sum. */
 static void a_tensor_that_nobody_reads_is_refused(void **state) {
     (void)state;
-    static const char *const names[] = {"blk.0.attn_q.bias", "blk.0.ffn_gate_exps.weight", "blk.2.attn_q.weight", "cls.output.weight",
-                                        "blk.00.attn_q.weight"};
+    static const char *const names[] = {"blk.0.attn_q.bias", "blk.0.ffn_gate_exps.weight", "blk.2.attn_q.weight",
+                                        "cls.output.weight", "blk.00.attn_q.weight"};
     for (size_t i = 0; i < ARRAY_COUNT(names); i++) {
         struct bytes b = {0};
         struct err e = {0};
-        struct tensor_file *f = build_gguf(&b, NULL, names[i]);
+        struct tensor_file *f = build_gguf(&b, &(struct gguf_case){.extra = names[i]});
         assert_false(model_config_read(f, &c, &e));
         check_refused(names[i], NULL, &e, names[i]);
         tensor_file_close(f);
         bytes_free(&b);
     }
+}
+
+static void bad_rope_divisors_are_refused_by_name(void **state) {
+    (void)state;
+    static const float good[8] = {1, 1, 1, 1, 2, 4, 8, 8}, zero[8] = {1}, nan[8] = {1, 1, 1, NAN, 1, 1, 1, 1},
+                       negative[8] = {1, 1, 1, 1, 1, 1, 1, -1};
+    static const struct {
+        const float *vector;
+        const char *expect;
+    } rows[] = {{good, NULL},
+                {zero, "dimension 1"},
+                {nan, "dimension 3"},
+                {negative, "dimension 7"},
+                {NULL, "'rope_freqs.weight' is not a vector of 8 F32"}};
+    for (size_t i = 0; i < ARRAY_COUNT(rows); i++) {
+        struct bytes b = {0};
+        struct err e = {0};
+        struct tensor_file *f =
+            build_gguf(&b, &(struct gguf_case){.extra = "rope_freqs.weight", .extra_vector = rows[i].vector});
+        bool ok = model_config_read(f, &c, &e);
+        if (ok != (rows[i].expect == NULL)) fail_msg("row %zu: %s", i, e.message);
+        if (!ok) check_refused("rope_freqs", NULL, &e, rows[i].expect);
+        tensor_file_close(f);
+        bytes_free(&b);
+    }
+}
+
+/* 32 dimensions, 3 heads, and no key that says how long a head is. */
+static void a_head_length_that_does_not_follow_is_refused(void **state) {
+    (void)state;
+    static const struct key heads = {"gemma3.attention.head_count", 'u', 3, NULL},
+                            length = {"gemma3.attention.key_length", 'X', 0, NULL};
+    struct bytes b = {0};
+    struct err e = {0};
+    struct tensor_file *f = build_gguf(&b, &(struct gguf_case){.change = &heads, .also = &length});
+    assert_false(model_config_read(f, &c, &e));
+    check_refused("head length", NULL, &e, "'gemma3.attention.key_length' is missing");
+    tensor_file_close(f);
+    bytes_free(&b);
+}
+
+static void a_file_without_an_embedding_is_refused(void **state) {
+    (void)state;
+    struct bytes b = {0};
+    struct err e = {0};
+    struct tensor_file *f = build_gguf(&b, &(struct gguf_case){.no_embedding = true});
+    assert_false(model_config_read(f, &c, &e));
+    check_refused("no embedding", NULL, &e, "token_embd.weight");
+    tensor_file_close(f);
+    bytes_free(&b);
 }
 
 static void window_patterns_are_those_of_llama_cpp(void **state) {
@@ -408,9 +520,10 @@ static void window_patterns_are_those_of_llama_cpp(void **state) {
         struct bytes b = {0};
         struct err e = {0};
         struct key key = {"gemma3.attention.sliding_window_pattern", 'u', rows[i].period, NULL};
-        struct tensor_file *f = build_gguf(&b, &key, NULL);
+        struct tensor_file *f = build_gguf(&b, &(struct gguf_case){.change = &key});
         assert_true(model_config_read(f, &c, &e));
-        for (int k = 0; k < 2; k++) assert_int_equal(c.layer_kind[k], rows[i].kinds[k] == 'w' ? LAYER_WINDOW : LAYER_FULL);
+        for (int k = 0; k < 2; k++)
+            assert_int_equal(c.layer_kind[k], rows[i].kinds[k] == 'w' ? LAYER_WINDOW : LAYER_FULL);
         tensor_file_close(f);
         bytes_free(&b);
     }
@@ -418,7 +531,7 @@ static void window_patterns_are_those_of_llama_cpp(void **state) {
 
 /* ---- Tensors of the wrong kind ---- */
 
-#define ENTRY(name, dtype, shape, begin, end) \
+#define ENTRY(name, dtype, shape, begin, end)                                                                          \
     "\"" name "\":{\"dtype\":\"" dtype "\",\"shape\":" shape ",\"data_offsets\":[" begin "," end "]}"
 
 static void weights_of_other_types_are_refused_by_name(void **state) {
@@ -432,7 +545,9 @@ static void weights_of_other_types_are_refused_by_name(void **state) {
         {"{" ENTRY("model.norm.weight", "F32", "[1,64]", "0", "256") "}", "'model.norm.weight' has 2 dimensions", 256},
         {"{" ENTRY("model.norm.weight", "F32", "[]", "0", "4") "}", "'model.norm.weight' has 0 dimensions", 4},
         {"{}", "'model.norm.weight' is missing", 0},
-        {"{" ENTRY("lm_head.weight", "BOOL", "[1]", "0", "1") "," ENTRY("model.norm.weight", "F32", "[64]", "1", "257") "}", "'model.norm.weight' does not start", 257},
+        {"{" ENTRY("lm_head.weight", "BOOL", "[1]", "0", "1") "," ENTRY("model.norm.weight", "F32", "[64]", "1",
+                                                                        "257") "}",
+         "'model.norm.weight' does not start", 257},
     };
     for (size_t i = 0; i < ARRAY_COUNT(rows); i++) {
         struct bytes b = {0};
@@ -453,7 +568,8 @@ static void weights_of_other_types_are_refused_by_name(void **state) {
 /* tie_word_embeddings with both matrices in the file: equal bytes are one matrix, other bytes are a contradiction. */
 static void a_tied_head_must_equal_the_embedding(void **state) {
     (void)state;
-    static const char header[] = "{" ENTRY("lm_head.weight", "F32", "[2]", "0", "8") "," ENTRY("model.embed_tokens.weight", "F32", "[2]", "8", "16") "}";
+    static const char header[] = "{" ENTRY("lm_head.weight", "F32", "[2]", "0",
+                                           "8") "," ENTRY("model.embed_tokens.weight", "F32", "[2]", "8", "16") "}";
     json_t *config = json_loads(good_config, 0, NULL);
     json_object_set_new(config, "tie_word_embeddings", json_true());
     char *text = json_dumps(config, 0);
@@ -483,6 +599,9 @@ int main(void) {
         cmocka_unit_test(bad_members_are_refused_by_name),
         cmocka_unit_test(bad_keys_are_refused_by_name),
         cmocka_unit_test(a_tensor_that_nobody_reads_is_refused),
+        cmocka_unit_test(bad_rope_divisors_are_refused_by_name),
+        cmocka_unit_test(a_head_length_that_does_not_follow_is_refused),
+        cmocka_unit_test(a_file_without_an_embedding_is_refused),
         cmocka_unit_test(window_patterns_are_those_of_llama_cpp),
         cmocka_unit_test(weights_of_other_types_are_refused_by_name),
         cmocka_unit_test(a_tied_head_must_equal_the_embedding),

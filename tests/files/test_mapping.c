@@ -132,7 +132,8 @@ static size_t resident_pages(const void *data) {
     bool here = false;
     assert_non_null(map);
     while (fgets(line, sizeof line, map)) {
-        if (sscanf(line, "%lx-%lx ", &from, &to) == 2) here = (unsigned long)(uintptr_t)start >= from && (unsigned long)(uintptr_t)start < to;
+        if (sscanf(line, "%lx-%lx ", &from, &to) == 2)
+            here = (unsigned long)(uintptr_t)start >= from && (unsigned long)(uintptr_t)start < to;
         if (here && sscanf(line, "Rss: %lu kB", &kib) == 1) rss = kib;
     }
     fclose(map);

@@ -16,7 +16,8 @@
 #define FIXTURES "tests/fixtures/models/"
 static const char config[] = "{\"model_type\":\"llama\"}";
 
-#define T(name, dtype, shape, begin, end) "\"" name "\":{\"dtype\":\"" dtype "\",\"shape\":" shape ",\"data_offsets\":[" begin "," end "]}"
+#define T(name, dtype, shape, begin, end)                                                                              \
+    "\"" name "\":{\"dtype\":\"" dtype "\",\"shape\":" shape ",\"data_offsets\":[" begin "," end "]}"
 
 static const struct {
     const char *name, *expect, *header;
@@ -33,7 +34,8 @@ static const struct {
     {"data left over", "no tensor covers", "{" T("a", "F32", "[1]", "0", "4") "}", 5},
     {"data missing", "'a'", "{" T("a", "F32", "[2]", "0", "8") "}", 7},
     {"overlap", "'b'", "{" T("a", "F32", "[2]", "0", "8") "," T("b", "F32", "[2]", "4", "12") "}", 12},
-    {"the same bytes twice", "starts at data offset 0", "{" T("a", "F32", "[1]", "0", "4") "," T("b", "F32", "[1]", "0", "4") "}", 4},
+    {"the same bytes twice", "starts at data offset 0",
+     "{" T("a", "F32", "[1]", "0", "4") "," T("b", "F32", "[1]", "0", "4") "}", 4},
     {"reversed offsets", "'a'", "{" T("a", "F32", "[1]", "4", "0") "}", 4},
     {"negative offset", "'a'", "{" T("a", "F32", "[1]", "-4", "0") "}", 4},
     {"fractional offset", "'a'", "{" T("a", "F32", "[1]", "0", "4.0") "}", 4},
@@ -42,11 +44,13 @@ static const struct {
     {"shape wraps in bits", "'a'", "{" T("a", "F32", "[576460752303423489]", "0", "4") "}", 4},
     {"negative dimension", "'a'", "{" T("a", "F32", "[-1]", "0", "4") "}", 4},
     {"zero dimension", "'a'", "{" T("a", "F32", "[0]", "0", "0") "}", 0},
-    {"zero dimension among others", "'z'", "{" T("a", "F32", "[1]", "0", "4") "," T("z", "F32", "[0,4]", "0", "0") "}", 4},
+    {"zero dimension among others", "'z'", "{" T("a", "F32", "[1]", "0", "4") "," T("z", "F32", "[0,4]", "0", "0") "}",
+     4},
     {"five dimensions", "'a'", "{" T("a", "F32", "[1,1,1,1,1]", "0", "4") "}", 4},
     {"bytes do not fit the dtype", "'a'", "{" T("a", "F16", "[1]", "0", "4") "}", 4},
+    {"shape is a string", "'a'", "{" T("a", "F32", "\"\"", "0", "4") "}", 4},
     {"half a byte", "'a'", "{" T("a", "F4", "[1]", "0", "0") "}", 0},
-    {"unknown dtype", "'a'", "{" T("a", "F33", "[1]", "0", "4") "}", 4},
+    {"unknown dtype", "'a' has an unknown dtype", "{" T("a", "F33", "[1]", "0", "4") "}", 4},
     {"dtype is a number", "'a'", "{\"a\":{\"dtype\":1,\"shape\":[1],\"data_offsets\":[0,4]}}", 4},
     {"no shape", "'a'", "{\"a\":{\"dtype\":\"F32\",\"data_offsets\":[0,4]}}", 4},
     {"a member too many", "'a'", "{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4],\"x\":1}}", 4},
@@ -78,11 +82,13 @@ static void header_lengths_are_checked_before_use(void **state) {
         struct err e = {0};
         put_u64(&b, lengths[i]);
         bytes_put(&b, "{}              ", 16);
-        check_refused("length", tensor_file_open_memory(b.data, b.n, config, sizeof config - 1, &e), &e, "header length");
+        check_refused("length", tensor_file_open_memory(b.data, b.n, config, sizeof config - 1, &e), &e,
+                      "header length");
         bytes_free(&b);
     }
     struct err e = {0};
-    check_refused("7 bytes", tensor_file_open_memory("\1\0\0\0\0\0\0", 7, config, sizeof config - 1, &e), &e, "too short");
+    check_refused("7 bytes", tensor_file_open_memory("\1\0\0\0\0\0\0", 7, config, sizeof config - 1, &e), &e,
+                  "too short");
 }
 
 /* 50 million small values would cost gigabytes as a tree. */
@@ -103,8 +109,8 @@ static void a_header_that_costs_more_than_it_weighs_is_refused(void **state) {
 
 static void good_headers_are_read(void **state) {
     (void)state;
-    static const char header[] = "{\"__metadata__\":{\"format\":\"pt\"}," T("b", "BF16", "[2,3]", "4", "16") "," T("a", "F32", "[]", "0", "4") ","
-                                 T("i", "I64", "[1]", "16", "24") "}   ";
+    static const char header[] = "{\"__metadata__\":{\"format\":\"pt\"}," T("b", "BF16", "[2,3]", "4", "16") "," T(
+        "a", "F32", "[]", "0", "4") "," T("i", "I64", "[1]", "16", "24") "}   ";
     struct bytes b = {0};
     struct err e;
     put_safetensors(&b, header, 24);
@@ -112,7 +118,8 @@ static void good_headers_are_read(void **state) {
     if (!f) fail_msg("%s", e.message);
     const uint8_t *data = b.data + 8 + sizeof header - 1;
     const struct tensor *t = tensor_file_find(f, "b");
-    assert_true(tensor_file_count(f) == 3 && t && t->type == DT_BF16 && t->n_dims == 2 && t->shape[0] == 2 && t->shape[1] == 3);
+    assert_true(tensor_file_count(f) == 3 && t && t->type == DT_BF16 && t->n_dims == 2 && t->shape[0] == 2 &&
+                t->shape[1] == 3);
     assert_ptr_equal(t->data, data + 4);
     t = tensor_file_find(f, "a");
     assert_true(t && t->n_dims == 0 && t->n_bytes == 4);
@@ -133,7 +140,7 @@ static void good_headers_are_read(void **state) {
 
 static const struct {
     const char *name, *expect;
-    const char *index;          /* NULL: no index file */
+    const char *index;           /* NULL: no index file */
     const char *shard1, *shard2; /* headers of m-1 and m-2, each with 4 bytes of data; NULL: no file */
 } bad_folders[] = {
     {"nothing there", "neither", NULL, NULL, NULL},
@@ -179,12 +186,40 @@ static void a_folder_needs_a_config(void **state) {
     static const struct {
         const char *text, *expect;
     } rows[] = {{NULL, "config.json cannot be opened"}, {"{", "config.json is not valid"}, {"[]", "not an object"}};
+    static char huge[CONFIG_BYTES_MAX + 3];
+    memset(huge, ' ', sizeof huge - 1);
+    memcpy(huge, "{}", 2);
     for (size_t i = 0; i < ARRAY_COUNT(rows); i++) {
         const char *folder = temp_folder();
         struct err e = {0};
         if (rows[i].text) temp_file(folder, "config.json", rows[i].text, strlen(rows[i].text));
         check_refused("config", tensor_file_open(folder, &e), &e, rows[i].expect);
     }
+    struct err e = {0};
+    const char *folder = temp_folder();
+    temp_file(folder, "config.json", huge, sizeof huge - 1);
+    check_refused("huge config", tensor_file_open(folder, &e), &e, "config.json");
+    check_refused("huge config", tensor_file_open_memory("", 0, huge, sizeof huge - 1, &e), &e,
+                  "config.json has more than");
+    temp_remove();
+}
+
+static void an_index_of_too_many_files_is_refused(void **state) {
+    (void)state;
+    struct bytes b = {0};
+    struct err e = {0};
+    char entry[64];
+    const char *folder = temp_folder();
+    bytes_put(&b, "{\"weight_map\":{", 15);
+    for (int i = 0; i <= TENSOR_SHARDS_MAX; i++) {
+        int n = snprintf(entry, sizeof entry, "%s\"t%d\":\"m-%d.safetensors\"", i ? "," : "", i, i);
+        bytes_put(&b, entry, (size_t)n);
+    }
+    bytes_put(&b, "}}", 2);
+    temp_file(folder, "config.json", config, sizeof config - 1);
+    temp_file(folder, "model.safetensors.index.json", b.data, b.n);
+    check_refused("shards", tensor_file_open(folder, &e), &e, "weight_map names more than 512 files");
+    bytes_free(&b);
     temp_remove();
 }
 
@@ -195,6 +230,7 @@ static void shards_are_joined(void **state) {
     struct tensor_file *f = tensor_file_open(FIXTURES "llama_f16", &e);
     if (!f) fail_msg("%s", e.message);
     assert_int_equal(tensor_file_count(f), 21);
+    assert_false(gguf_has(f, "general.architecture")); /* a folder has no GGUF keys */
     size_t total = 0;
     for (size_t i = 0; i < tensor_file_count(f); i++) {
         const struct tensor *t = tensor_file_at(f, i);
@@ -259,6 +295,7 @@ int main(void) {
         cmocka_unit_test(good_headers_are_read),
         cmocka_unit_test(bad_folders_are_refused_by_name),
         cmocka_unit_test(a_folder_needs_a_config),
+        cmocka_unit_test(an_index_of_too_many_files_is_refused),
         cmocka_unit_test(shards_are_joined),
         cmocka_unit_test(the_hash_is_of_the_content),
     };

@@ -22,22 +22,24 @@ enum { N_VOCAB = 9, N_BYTES = 256, N_BPE = N_BYTES + 6 };
 struct row {
     const char *name, *expect;
     bool bpe;
-    const char *model, *pre;       /* NULL: good */
-    const char *token5;            /* instead of the sixth */
+    const char *model, *pre; /* NULL: good */
+    const char *token5;      /* instead of the sixth */
+    bool no_bos, empty_tokens;
+    size_t n_tokens; /* 0: all; of the scores and types too */
     bool no_tokens, tokens_are_numbers, no_scores, no_types, no_merges;
-    size_t n_scores, n_types;      /* 0: N_VOCAB */
+    size_t n_scores, n_types;               /* 0: N_VOCAB */
     enum gguf_type scores_type, types_type; /* GGUF_U8 (0): good */
-    float score;                   /* of the sixth */
-    int32_t type5;                 /* of the sixth; 0: normal */
-    const char *merge;             /* one more */
-    const char *id_key;            /* with id */
+    float score;                            /* of the sixth */
+    int32_t type5;                          /* of the sixth; 0: normal */
+    const char *merge;                      /* one more */
+    const char *id_key;                     /* with id */
     uint32_t id;
-    const char *flag_key;          /* a key that is not a bool */
-    const char *true_key;          /* a key that is true */
+    const char *flag_key; /* a key that is not a bool */
+    const char *true_key; /* a key that is true */
 };
 
 static void put_scores(struct bytes *b, const struct row *r) {
-    size_t n = r->n_scores ? r->n_scores : N_VOCAB;
+    size_t n = r->n_scores ? r->n_scores : r->n_tokens ? r->n_tokens : N_VOCAB;
     key_array(b, K("scores"), r->scores_type ? r->scores_type : GGUF_F32, n);
     for (size_t i = 0; i < n; i++) {
         float score = i == 5 ? r->score : -(float)i;
@@ -46,7 +48,7 @@ static void put_scores(struct bytes *b, const struct row *r) {
 }
 
 static void put_types(struct bytes *b, const struct row *r) {
-    size_t n = r->n_types ? r->n_types : r->bpe ? N_BPE : N_VOCAB;
+    size_t n = r->n_types ? r->n_types : r->n_tokens ? r->n_tokens : r->bpe ? N_BPE : N_VOCAB;
     static const int32_t kinds[N_VOCAB] = {2, 3, 3, 6, 1, 1, 1, 1, 1};
     key_array(b, K("token_type"), r->types_type ? r->types_type : GGUF_I32, n);
     for (size_t i = 0; i < n; i++) {
@@ -69,8 +71,10 @@ static const char **bpe_tokens(void) {
     for (int b = 0; b < N_BYTES; b++) {
         bool printable = (b >= 33 && b <= 126) || (b >= 161 && b != 173);
         int c = printable ? b : 256 + n_other++;
-        if (c < 128) snprintf(text[b], sizeof text[b], "%c", c);
-        else snprintf(text[b], sizeof text[b], "%c%c", 0xc0 | c >> 6, 0x80 | (c & 63));
+        if (c < 128)
+            snprintf(text[b], sizeof text[b], "%c", c);
+        else
+            snprintf(text[b], sizeof text[b], "%c%c", 0xc0 | c >> 6, 0x80 | (c & 63));
         tokens[b] = text[b];
     }
     return tokens;
@@ -79,18 +83,22 @@ static const char **bpe_tokens(void) {
 static void build(struct bytes *b, const struct row *r) {
     const char *spm[N_VOCAB] = {"<unk>", "<s>", "</s>", "<0x0A>", "a", "b", "ab", "c", "\u2581"};
     const char **tokens = r->bpe ? bpe_tokens() : spm;
-    size_t n_tokens = r->bpe ? N_BPE : N_VOCAB;
+    size_t n_tokens = r->n_tokens ? r->n_tokens : r->bpe ? N_BPE : N_VOCAB;
     uint64_t n_keys = 1;
     struct bytes keys = {0};
     key_str(&keys, K("model"), r->model ? r->model : r->bpe ? "gpt2" : "llama");
     if (r->token5) tokens[5] = r->token5;
     if (r->bpe) key_str(&keys, K("pre"), r->pre ? r->pre : "llama-bpe"), n_keys++;
-    if (!r->no_tokens && !r->tokens_are_numbers) key_strings(&keys, K("tokens"), tokens, n_tokens), n_keys++;
+    if (r->empty_tokens)
+        key_strings(&keys, K("tokens"), NULL, 0), n_keys++;
+    else if (!r->no_tokens && !r->tokens_are_numbers)
+        key_strings(&keys, K("tokens"), tokens, n_tokens), n_keys++;
     if (r->tokens_are_numbers) key_array(&keys, K("tokens"), GGUF_U8, 1), bytes_put(&keys, NULL, 1), n_keys++;
     if (!r->bpe && !r->no_scores) put_scores(&keys, r), n_keys++;
     if (!r->no_types) put_types(&keys, r), n_keys++;
     if (r->bpe && !r->no_merges) put_merges(&keys, r), n_keys++;
-    if (r->bpe && !(r->id_key && strcmp(r->id_key, K("bos_token_id")) == 0)) key_u32(&keys, K("bos_token_id"), N_BYTES), n_keys++;
+    if (r->bpe && !r->no_bos && !(r->id_key && strcmp(r->id_key, K("bos_token_id")) == 0))
+        key_u32(&keys, K("bos_token_id"), N_BYTES), n_keys++;
     if (r->id_key) key_u32(&keys, r->id_key, r->id), n_keys++;
     if (r->flag_key) key_u32(&keys, r->flag_key, 1), n_keys++;
     if (r->true_key) key_bool(&keys, r->true_key, 1), n_keys++;
@@ -103,6 +111,8 @@ static const struct row bad_rows[] = {
     {"unknown model", "'tokenizer.ggml.model' is 'bert'", .model = "bert"},
     {"no tokens", K("tokens"), .no_tokens = true},
     {"tokens are numbers", K("tokens"), .tokens_are_numbers = true},
+    {"no token at all", "'tokenizer.ggml.tokens' is empty", .empty_tokens = true},
+    {"too few tokens for the default eos", K("eos_token_id"), .n_tokens = 2},
     {"empty token", "element 5", .token5 = ""},
     {"byte below zero", "element 5", .token5 = "<0x-1>", .type5 = 6},
     {"byte of three digits", "element 5", .token5 = "<0x100>", .type5 = 6},
@@ -127,6 +137,9 @@ static const struct row bad_rows[] = {
     {"add_bos is a number", K("add_bos_token"), .flag_key = K("add_bos_token")},
     {"add_space_prefix is a number", K("add_space_prefix"), .flag_key = K("add_space_prefix")},
     {"a normalizer", K("remove_extra_whitespaces"), .true_key = K("remove_extra_whitespaces")},
+    {"a character map", K("precompiled_charsmap"), .true_key = K("precompiled_charsmap")},
+    {"a bos that is missing", K("bos_token_id"), .bpe = true, .no_bos = true},
+    {"a space prefix with bpe", K("add_space_prefix"), .bpe = true, .true_key = K("add_space_prefix")},
     {"unknown pre-tokenizer", "'tokenizer.ggml.pre' is 'gpt-9'", .bpe = true, .pre = "gpt-9"},
     {"no merges", K("merges"), .bpe = true, .no_merges = true},
     {"merge without a space", "'tokenizer.ggml.merges': element 2", .bpe = true, .merge = "ab"},
@@ -181,11 +194,13 @@ static void good_vocabularies_are_taken(void **state) {
     tokenizer_close(t);
 }
 
-/* make_models.py wrote one tokenizer twice: as tokenizer.json by the tokenizers package, as keys by the gguf package. */
+/* make_models.py wrote one tokenizer twice: as tokenizer.json by the tokenizers package, as keys by the gguf package.
+ */
 static void keys_and_tokenizer_json_make_the_same_tokenizer(void **state) {
     (void)state;
-    static const char *const texts[] = {"", "You may reproduce and distribute copies of the Work.", "  two  spaces\n\n\tand 12345 digits",
-                                        "caf\xc3\xa9 \xe4\xbd\xa0\xe5\xa5\xbd", "it's <|end_of_text|> we'LL"};
+    static const char *const texts[] = {"", "You may reproduce and distribute copies of the Work.",
+                                        "  two  spaces\n\n\tand 12345 digits", "caf\xc3\xa9 \xe4\xbd\xa0\xe5\xa5\xbd",
+                                        "it's <|end_of_text|> we'LL"};
     struct err e;
     struct tensor_file *g = tensor_file_open(FIXTURES "llama3_gguf/model.gguf", &e);
     struct tensor_file *h = tensor_file_open(FIXTURES "llama3_f32", &e);

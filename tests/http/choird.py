@@ -106,10 +106,17 @@ class Choird:
         return out
 
     def wait_metric(self, name, value, seconds=10):
+        self.wait_metrics(lambda metrics: metrics.get(name, 0) == value, f"{name} to be {value}", seconds)
+
+    def wait_metrics(self, condition, what, seconds=10):
         end = time.monotonic() + seconds
-        while self.metrics().get(name, 0) != value:
-            assert time.monotonic() < end, f"{name} is {self.metrics().get(name)}, not {value}"
+        while not condition(metrics := self.metrics()):
+            assert time.monotonic() < end, f"waited for {what}: {metrics}"
             time.sleep(0.02)
+
+    def wait_connections(self, at_most):
+        """At most, because those of earlier tests may close meanwhile."""
+        self.wait_metrics(lambda m: m["choir_http_connections"] <= at_most, f"at most {at_most} connections")
 
     def raw(self):
         return socket.create_connection(("127.0.0.1", self.port), timeout=TIMEOUT)

@@ -80,6 +80,19 @@ static void test_avx512_equals_scalar(void **state) {
     (void)state, isa_equals_scalar("avx512");
 }
 
+/* Machines with VNNI but without vdpbf16ps compute its bits by two fmas. */
+static void test_bf16_without_vdpbf16ps(void **state) {
+    (void)state;
+    struct kernels *ref = kernels_try("scalar", 2), *k = kernels_try("avx512", 2);
+    if (k) {
+        matmul_avx512_fill(&cpu_of(k)->isa);
+        isa_case(ref, k, DT_BF16, (struct shape_case){.n_rows = 37, .n_cols = 511, .wild = true});
+        isa_case(ref, k, DT_BF16, (struct shape_case){.n_rows = 16, .n_cols = 1000, .wild = true, .sliced = true});
+        k->close(k);
+    }
+    ref->close(ref);
+}
+
 /* ---- Batch, threads ---- */
 
 /* Row i in a batch has the bits that it has alone. */
@@ -377,6 +390,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_avx2_equals_scalar),
         cmocka_unit_test(test_avx512_equals_scalar),
+        cmocka_unit_test(test_bf16_without_vdpbf16ps),
         cmocka_unit_test(test_row_independence),
         cmocka_unit_test(test_threads_equal),
         cmocka_unit_test(test_tensor_parallel),

@@ -1,4 +1,5 @@
-"""The shape of the tree: which way includes point, how long files are, and that nothing names one machine.
+"""The shape of the tree: which way includes point, how long files are, that nothing names one machine, and that
+scripts/install-deps brings every library that CMake asks for.
 
 usage: layout.py ROOT    prints each violation and exits 1 if there is one
 
@@ -97,8 +98,19 @@ def include_violation(root, relative, name):
     return None
 
 
+def missing_packages(root):
+    installed = root / "scripts/install-deps"
+    known = set(re.findall(r"pkg-config --exists (\S+)", installed.read_text())) if installed.is_file() else set()
+    for relative in ("CMakeLists.txt", "tests/CMakeLists.txt"):
+        path = root / relative
+        for asked in re.findall(r"^pkg_check_modules\(\w+([^)]*)\)", path.read_text(), re.M) if path.is_file() else []:
+            for module in set(asked.split()) - {"REQUIRED", "IMPORTED_TARGET", "QUIET"} - known:
+                yield f"{relative}: scripts/install-deps does not look for {module}"
+
+
 def violations(root):
     root = Path(root)
+    yield from missing_packages(root)
     for relative, path in files_of(root):
         suffix = path.suffix
         if suffix not in TEXT:

@@ -81,6 +81,11 @@ class LayoutTest(unittest.TestCase):
         self.expect_one("server/long.c", "\n" * 1001, "lines")
         self.assertEqual(self.check({"server/long.c": "\n" * 1000}), [])
 
+    def test_libraries_that_nobody_installs(self):
+        self.expect_one("CMakeLists.txt", "pkg_check_modules(A REQUIRED IMPORTED_TARGET liba)\n", "liba")
+        deps = {"scripts/install-deps": "liba-dev | pkg-config --exists liba\n"}
+        self.assertEqual(self.check({**deps, "CMakeLists.txt": "pkg_check_modules(A REQUIRED IMPORTED_TARGET liba)\n"}), [])
+
     def test_machine_names(self):
         self.expect_one("docs/a.md", "see /root/x for it\n", "machine")
         self.expect_one("scripts/run", "cd /work/main\n", "machine")

@@ -11,7 +11,7 @@
 
 /* The first n (at most 16) lanes. */
 INLINE __mmask16 lanes(uint32_t n) {
-    return n >= 16 ? 0xffff : (__mmask16)((1u << n) - 1);
+    return (__mmask16)(n >= 16 ? 0xffff : (1u << n) - 1);
 }
 
 static float sum_squares(const float *x, uint32_t n) {
