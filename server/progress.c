@@ -22,11 +22,14 @@ void progress_step(void *server, const char *stage, double fraction) {
     if (!s->on_terminal) return;
     char bar[WIDTH + 1];
     double f = fraction < 0 ? 0 : fraction > 1 ? 1 : fraction;
-    int full = (int)(f * WIDTH);
+    int percent = (int)(f * 100), full = (int)(f * WIDTH);
+    if (percent == s->shown_percent && stage == s->shown_stage) return;
+    s->shown_percent = percent;
+    s->shown_stage = stage;
     memset(bar, '#', (size_t)full);
     memset(bar + full, '.', (size_t)(WIDTH - full));
     bar[WIDTH] = '\0';
-    fprintf(stderr, "\r\033[K  [%s] %3d%% %s", bar, (int)(f * 100), stage);
+    fprintf(stderr, "\r\033[K  [%s] %3d%% %s", bar, percent, stage);
     fflush(stderr);
 }
 

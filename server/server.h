@@ -52,8 +52,11 @@ struct server {
     struct metrics *metrics;
     struct salt_key salt;
     struct http_server *http;
-    int64_t created;  /* seconds since 1970 */
-    bool on_terminal; /* stderr: of the loading thread */
+    int64_t created; /* seconds since 1970 */
+    /* The loading thread's: what stderr shows. */
+    bool on_terminal;
+    int shown_percent;
+    const char *shown_stage;
 };
 
 static inline enum server_state server_state(struct server *s) {

@@ -4,8 +4,8 @@
  *
  * Defaults are the default model's layer: 1 thread, auto, f16, 4 heads, 1 KV head, head_dim 256. Prefill counts the
  * multiply-adds that the causal mask and the window leave (QK and PV), in chunks of 512 rows; decode is one row,
- * counted by the bytes of K and V that it must read, over layers enough that the caches do not hold them. Each figure is
- * the best of some repetitions, since other work on the machine only slows it down; the fma and read rates of this
+ * counted by the bytes of K and V that it must read, over layers enough that the caches do not hold them. Each figure
+ * is the best of some repetitions, since other work on the machine only slows it down; the fma and read rates of this
  * machine are measured in the same run.
  */
 #include "engine/kernels/cpu/fpmode.h"
@@ -53,7 +53,9 @@ FMA_RATE(fma_rate_256, "avx2,fma", __m256, _mm256_set1_ps, _mm256_fmadd_ps, 8, "
 static double fma_rate(void) {
     double best = 0;
     for (int i = 0; i < 3; i++) {
-        double r = __builtin_cpu_supports("avx512f") ? fma_rate_512() : __builtin_cpu_supports("fma") ? fma_rate_256() : 0;
+        double r = __builtin_cpu_supports("avx512f") ? fma_rate_512()
+                   : __builtin_cpu_supports("fma")   ? fma_rate_256()
+                                                     : 0;
         best = fmax(best, r);
     }
     return best;
@@ -135,8 +137,8 @@ static void bench_decode(struct kv_layer *kv, uint32_t n_pages, uint32_t context
         }
         best = fmin(best, (seconds() - start) / n_seqs);
     }
-    printf("decode at %5u         %9.1f us  %6.1f GB/s    %3.0f %% of reading\n", context, best * 1e6, bytes / best * 1e-9,
-           100 * bytes / best * 1e-9 / bandwidth);
+    printf("decode at %5u         %9.1f us  %6.1f GB/s    %3.0f %% of reading\n", context, best * 1e6,
+           bytes / best * 1e-9, 100 * bytes / best * 1e-9 / bandwidth);
     k->buf_free(k, q, row * 4);
     k->buf_free(k, out, row * 4);
     free(pages);
@@ -191,7 +193,8 @@ static void bench_qkv_post(struct kv_layer *kv, const uint32_t *pages, uint32_t 
     double best = 1e9;
     for (int i = 0; i < 20; i++) {
         struct kv_rows seq = {.n_rows = n_rows, .pos0 = 64, .pages = pages, .page_stride = 1};
-        struct qkv_post a = {qkv, stride, n_heads, norm, norm, 1e-6f, ROPE_NEOX, head_dim, table, table, 0.0625f, kv, &seq, 1};
+        struct qkv_post a = {qkv,      stride, n_heads, norm,    norm, 1e-6f, ROPE_NEOX,
+                             head_dim, table,  table,   0.0625f, kv,   &seq,  1};
         double start = seconds();
         k->qkv_post(k, &a);
         best = fmin(best, seconds() - start);
@@ -203,7 +206,8 @@ static void bench_qkv_post(struct kv_layer *kv, const uint32_t *pages, uint32_t 
 }
 
 static bool arguments(int argc, char **argv, struct kernels_options *o) {
-    *o = (struct kernels_options){.n_threads = argc > 1 ? (uint32_t)atoi(argv[1]) : 1, .isa = argc > 2 ? argv[2] : "auto"};
+    *o = (struct kernels_options){.n_threads = argc > 1 ? (uint32_t)atoi(argv[1]) : 1,
+                                  .isa = argc > 2 ? argv[2] : "auto"};
     if (argc > 3) {
         enum dtype types[] = {DT_F32, DT_F16, DT_BF16, DT_I8};
         const char *names[] = {"f32", "f16", "bf16", "i8"};
@@ -236,8 +240,8 @@ int main(int argc, char **argv) {
     uint32_t pages[CONTEXT_MAX / KV_PAGE_TOKENS];
     for (uint32_t i = 0; i < ARRAY_COUNT(pages); i++) pages[i] = (i * 7) % ARRAY_COUNT(pages);
     double peak = fma_rate(), bandwidth = read_rate(kv.slab, n_pages * page_bytes / 4096 * 4096);
-    printf("%u thread(s), %s, %s, %u/%u heads of %u; fma %.1f GMAC/s per thread, reading %.1f GB/s\n", k->n_threads, k->isa,
-           argc > 3 ? argv[3] : "f16", n_heads, n_kv_heads, head_dim, peak, bandwidth);
+    printf("%u thread(s), %s, %s, %u/%u heads of %u; fma %.1f GMAC/s per thread, reading %.1f GB/s\n", k->n_threads,
+           k->isa, argc > 3 ? argv[3] : "f16", n_heads, n_kv_heads, head_dim, peak, bandwidth);
     for (uint32_t context = 512; context <= CONTEXT_MAX; context *= 4) bench_prefill(&kv, pages, context, 0, peak);
     bench_prefill(&kv, pages, 2048, 512, peak);
     for (uint32_t context = 512; context <= CONTEXT_MAX; context *= 4) bench_decode(&kv, n_pages, context, bandwidth);

@@ -35,7 +35,7 @@ static inline bool cut_head(struct cut *c, const char *raw, size_t n) {
     if (n >= sizeof c->block) return false;
     memcpy(c->block, raw, n);
     char *line = cut_line(&at, end);
-    const char *line_end = line ? (raw[at - c->block - 2] == '\r' ? at - 2 : at - 1) : NULL;
+    const char *line_end = line ? at - (at - line >= 2 && raw[at - c->block - 2] == '\r' ? 2 : 1) : NULL;
     char *target = line ? memchr(line, ' ', (size_t)(at - line)) : NULL;
     if (!target) return false;
     *target++ = '\0';

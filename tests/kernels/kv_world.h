@@ -89,7 +89,9 @@ static inline void world_close(struct world *w) {
 }
 
 /* The scale that attention usually has: scores of a few units. */
-static inline float world_q_scale(const struct layer_case *c) { return 6.0f / sqrtf((float)c->head_dim); }
+static inline float world_q_scale(const struct layer_case *c) {
+    return 6.0f / sqrtf((float)c->head_dim);
+}
 
 /* Takes the pages that no row from pos0 on can see. */
 static inline void world_release(struct world *w, uint32_t seq, uint32_t pos0) {

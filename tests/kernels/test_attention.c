@@ -13,7 +13,9 @@ static const char *case_name(const struct layer_case *c) {
     return text;
 }
 
-static uint32_t width_of(const struct layer_case *c) { return c->n_heads * c->head_dim; }
+static uint32_t width_of(const struct layer_case *c) {
+    return c->n_heads * c->head_dim;
+}
 
 static struct kernels *best(uint32_t n_threads) {
     struct kernels *k = kernels_try("auto", n_threads);
@@ -101,9 +103,10 @@ static void attention_equals_double_arithmetic(void **state) {
 /* ---- Bits ---- */
 
 static const struct layer_case bit_cases[] = {
-    {DT_F16, 4, 1, 256, 0, 0},   {DT_F16, 4, 1, 64, 33, 0},  {DT_F32, 2, 2, 80, 0, 0},      {DT_BF16, 8, 1, 16, 31, 0},
-    {DT_I8, 4, 1, 128, 0, 0},    {DT_I8, 7, 1, 16, 300, 0},  {DT_F16, 3, 3, 64, 300, 30.0f}, {DT_F16, 2, 1, 16, 1, 0},
-    {DT_BF16, 4, 2, 128, 32, 0}, {DT_F32, 10, 2, 48, 512, 0}, {DT_I8, 2, 2, 80, 33, 5.0f},   {DT_F32, 65, 1, 16, 0, 0},
+    {DT_F16, 4, 1, 256, 0, 0},      {DT_F16, 4, 1, 64, 33, 0},   {DT_F32, 2, 2, 80, 0, 0},
+    {DT_BF16, 8, 1, 16, 31, 0},     {DT_I8, 4, 1, 128, 0, 0},    {DT_I8, 7, 1, 16, 300, 0},
+    {DT_F16, 3, 3, 64, 300, 30.0f}, {DT_F16, 2, 1, 16, 1, 0},    {DT_BF16, 4, 2, 128, 32, 0},
+    {DT_F32, 10, 2, 48, 512, 0},    {DT_I8, 2, 2, 80, 33, 5.0f}, {DT_F32, 65, 1, 16, 0, 0},
 };
 
 /* Rows from `from` on of two runs of the same content. */
@@ -275,7 +278,8 @@ static void a_poisoned_row_does_not_reach_earlier_ones(void **state) {
             for (uint32_t p = poisoned; p < poisoned + 40; p++) {
                 for (uint32_t h = 0; h < 2; h++) assert_true(isnan(y[p * 32 + h * 16]));
             }
-            assert_same_bits(x + (poisoned + 40) * 32, y + (poisoned + 40) * 32, (n - poisoned - 40) * 32, "window passed");
+            assert_same_bits(x + (poisoned + 40) * 32, y + (poisoned + 40) * 32, (n - poisoned - 40) * 32,
+                             "window passed");
             world_close(a);
             world_close(b);
         }

@@ -80,9 +80,13 @@ __attribute__((target("avx512f"))) static void exp_16(const float *x, float *y) 
 __attribute__((target("avx2,fma"))) static float sum_8(const float *x) {
     return num_sum16_ps256(_mm256_loadu_ps(x), _mm256_loadu_ps(x + 8));
 }
-__attribute__((target("avx512f"))) static float sum_16(const float *x) { return num_sum16_ps512(_mm512_loadu_ps(x)); }
+__attribute__((target("avx512f"))) static float sum_16(const float *x) {
+    return num_sum16_ps512(_mm512_loadu_ps(x));
+}
 
-static bool same(float a, float b) { return memcmp(&a, &b, sizeof a) == 0 || (isnan(a) && isnan(b)); }
+static bool same(float a, float b) {
+    return memcmp(&a, &b, sizeof a) == 0 || (isnan(a) && isnan(b));
+}
 
 /* Every float whose bits are a multiple of `step`, a few steps apart in a vector. */
 static uint64_t exp_differences(uint32_t step) {

@@ -110,8 +110,8 @@ struct row_case {
 };
 
 static const struct row_case row_cases[] = {
-    {DT_F16, 4, 1, 256, 256, ROPE_NEOX, true}, {DT_F32, 2, 2, 80, 80, ROPE_NEOX, false},
-    {DT_BF16, 3, 1, 80, 40, ROPE_NEOX, true},  {DT_I8, 4, 2, 64, 64, ROPE_INTERLEAVED, false},
+    {DT_F16, 4, 1, 256, 256, ROPE_NEOX, true},     {DT_F32, 2, 2, 80, 80, ROPE_NEOX, false},
+    {DT_BF16, 3, 1, 80, 40, ROPE_NEOX, true},      {DT_I8, 4, 2, 64, 64, ROPE_INTERLEAVED, false},
     {DT_F16, 2, 1, 16, 6, ROPE_INTERLEAVED, true}, {DT_F32, 2, 1, 512, 0, ROPE_NEOX, true},
     {DT_I8, 2, 1, 128, 2, ROPE_NEOX, true},
 };
@@ -171,8 +171,20 @@ static void run_rows(struct row_run *r, struct kernels *k, uint32_t chunk) {
     for (uint32_t row = 0; row < ROWS; row += chunk) {
         struct kv_rows seq = {0, ROWS - row < chunk ? ROWS - row : chunk, POS0 + row, pages, 1};
         size_t half = c->rope_dim / 2;
-        struct qkv_post a = {r->qkv + (size_t)row * r->stride, r->stride, c->n_heads, NULL, NULL, 1e-6f, c->rope, c->rope_dim,
-                             r->cos + row * half, r->sin + row * half, 0.3f, &kv, &seq, 1};
+        struct qkv_post a = {r->qkv + (size_t)row * r->stride,
+                             r->stride,
+                             c->n_heads,
+                             NULL,
+                             NULL,
+                             1e-6f,
+                             c->rope,
+                             c->rope_dim,
+                             r->cos + row * half,
+                             r->sin + row * half,
+                             0.3f,
+                             &kv,
+                             &seq,
+                             1};
         if (c->norm) {
             a.q_norm = r->norm[0];
             a.k_norm = r->norm[1];
@@ -182,7 +194,8 @@ static void run_rows(struct row_run *r, struct kernels *k, uint32_t chunk) {
 }
 
 /* One head in double. */
-static void head_oracle(const struct row_run *r, uint32_t row, const float *x, const float *norm, double scale, double *y) {
+static void head_oracle(const struct row_run *r, uint32_t row, const float *x, const float *norm, double scale,
+                        double *y) {
     uint32_t n = r->c.head_dim, half = r->c.rope_dim / 2;
     double ss = 0;
     for (uint32_t i = 0; i < n; i++) ss += (double)x[i] * x[i];
@@ -240,7 +253,8 @@ static void rows_equal_double_arithmetic(void **state) {
             }
             for (uint32_t h = 0; h < c->n_kv_heads; h++) {
                 head_oracle(r, row, in + (c->n_heads + h) * c->head_dim, r->norm[1], 1.0, want);
-                for (uint32_t d = 0; d < c->head_dim; d++) v[d] = in[(c->n_heads + c->n_kv_heads + h) * c->head_dim + d];
+                for (uint32_t d = 0; d < c->head_dim; d++)
+                    v[d] = in[(c->n_heads + c->n_kv_heads + h) * c->head_dim + d];
                 check_stored(r, row, h, want, v);
             }
         }
@@ -280,8 +294,8 @@ static void rows_have_the_same_bits_on_every_level_and_in_every_chunk(void **sta
 /* Denormals, overflow and NaN in v: the same stored bits on every level, for every type. */
 static void odd_values_are_stored_alike(void **state) {
     (void)state;
-    const float odd[] = {0.0f,    -0.0f,   1e-40f,   -1e-40f, 1e-8f,  -6e-8f, 2.98e-8f, 6.1e-5f, 65504.0f, 65519.9f,
-                         65520.0f, -7e4f,  3.4e38f,  1e-38f,  1e-30f, 127.5f, INFINITY, -INFINITY, NAN,    1.0f};
+    const float odd[] = {0.0f,     -0.0f, 1e-40f,  -1e-40f, 1e-8f,  -6e-8f, 2.98e-8f, 6.1e-5f,   65504.0f, 65519.9f,
+                         65520.0f, -7e4f, 3.4e38f, 1e-38f,  1e-30f, 127.5f, INFINITY, -INFINITY, NAN,      1.0f};
     struct kernels *scalar = kernels_try("scalar", 1);
     const char *const names[] = {"avx2", "avx512"};
     for (uint32_t t = 0; t < ARRAY_COUNT(kv_types); t++) {

@@ -23,7 +23,8 @@ static int open_levels(void **state) {
     (void)state;
     const char *names[LEVELS] = {"scalar", "avx2", "avx512"};
     struct err e;
-    for (int i = 0; i < LEVELS; i++) level[i] = kernels_cpu_open(&(struct kernels_options){.n_threads = 1, .isa = names[i]}, &e);
+    for (int i = 0; i < LEVELS; i++)
+        level[i] = kernels_cpu_open(&(struct kernels_options){.n_threads = 1, .isa = names[i]}, &e);
     row = malloc(N_MAX * sizeof *row);
     return level[0] && row ? 0 : -1;
 }

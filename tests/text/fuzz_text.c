@@ -47,9 +47,14 @@ static void check_plain(int kind, const char *text, size_t n) {
     ASSERT(text_work <= 200 * (uint64_t)n + 1000);
     char *back = tokenizer_decode(t, a.ids, a.n, false, &n_back), *good = utf8_repair(text, n, &n_good);
     ASSERT(back && good && utf8_valid(back, n_back));
-    if (kind == SPM || kind == SPM_PREFIX) n_good = copy_spaced(good, n_good, good);
-    bool exact = kind == LLAMA3 || kind == SPM || kind == SPM_PREFIX;
-    if (exact) ASSERT(n_back == n_good && memcmp(back, good, n_good) == 0);
+    if (kind == SPM || kind == SPM_PREFIX) { /* U+2581 comes back as a space */
+        char *spaced = malloc(n_good + 1);
+        ASSERT(spaced);
+        n_good = copy_spaced(good, n_good, spaced);
+        free(good);
+        good = spaced;
+    }
+    if (kind != QWEN3 && kind != SPM_UNKNOWN) ASSERT(n_back == n_good && memcmp(back, good, n_good) == 0);
     for (size_t i = 0; i < a.n; i++) ASSERT(tokenizer_kind_of(t, a.ids[i]) != TOKEN_CONTROL);
     check_pushes(t, &a, back, n_back);
     struct ids short_of = {NULL, 0};

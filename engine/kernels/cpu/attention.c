@@ -23,9 +23,9 @@
 #include <stdlib.h>
 
 enum {
-    UNITS_PER_THREAD = 4,        /* wanted, for balance: units shrink to ATTN_QUERIES_MIN for it */
-    UNITS_PER_THREAD_FEW = 2,    /* below so many of the smallest units splits are shared out */
-    PARTIALS_PER_THREAD = 8,     /* partial results in flight; at least PARTIALS_PER_THREAD / FEW splits per unit */
+    UNITS_PER_THREAD = 4,     /* wanted, for balance: units shrink to ATTN_QUERIES_MIN for it */
+    UNITS_PER_THREAD_FEW = 2, /* below so many of the smallest units splits are shared out */
+    PARTIALS_PER_THREAD = 8,  /* partial results in flight; at least PARTIALS_PER_THREAD / FEW splits per unit */
 };
 
 /* Result of one split of one unit, or of all splits so far. */
@@ -37,8 +37,8 @@ struct partial {
 /* Virtual memory mostly: what decode touches of a partial are its first rows. */
 struct attention_memory {
     uint32_t n_threads;
-    struct attn_scratch *scratch; /* [n_threads] */
-    struct partial *partials;     /* [n_threads * PARTIALS_PER_THREAD] */
+    struct attn_scratch *scratch;        /* [n_threads] */
+    struct partial *partials;            /* [n_threads * PARTIALS_PER_THREAD] */
     float (*state)[2][ATTN_QUERIES_MIN]; /* [n_threads * UNITS_PER_THREAD_FEW]: m and l while splits are shared out */
 };
 
@@ -60,13 +60,14 @@ struct plan {
     struct attention_memory *memory;
     const struct attn_fns *fns;
     struct kv_shape shape;
-    uint32_t group;           /* query heads per KV head */
-    uint32_t heads_per_unit;  /* min(group, ATTN_QUERIES_MIN) */
-    uint32_t head_chunks;     /* units that share the group */
+    uint32_t group;          /* query heads per KV head */
+    uint32_t heads_per_unit; /* min(group, ATTN_QUERIES_MIN) */
+    uint32_t head_chunks;    /* units that share the group */
     uint32_t rows_per_unit;
     uint32_t n_units;
-    uint32_t round_split, round_splits; /* shared-out splits: this round does [round_split, + round_splits) of each unit */
-    atomic_uint next;         /* next item; relaxed: items share nothing else */
+    uint32_t round_split,
+        round_splits; /* shared-out splits: this round does [round_split, + round_splits) of each unit */
+    atomic_uint next; /* next item; relaxed: items share nothing else */
 };
 
 /* Where in the list of units a thread is: units are numbered by sequence. */
@@ -103,7 +104,8 @@ static uint32_t seq_units(const struct plan *p, const struct kv_rows *seq) {
 /* Unit `index` of the call; indices given to one cursor ascend. */
 static void unit_make(const struct plan *p, struct cursor *at, uint32_t index, struct attn_unit *u) {
     const struct attention *a = p->a;
-    while (index - at->first_unit >= seq_units(p, &a->seqs[at->seq])) at->first_unit += seq_units(p, &a->seqs[at->seq++]);
+    while (index - at->first_unit >= seq_units(p, &a->seqs[at->seq]))
+        at->first_unit += seq_units(p, &a->seqs[at->seq++]);
     const struct kv_rows *seq = &a->seqs[at->seq];
     uint32_t in_seq = index - at->first_unit, per_block = p->shape.n_kv_heads * p->head_chunks;
     uint32_t blocks = (uint32_t)div_up(seq->n_rows, p->rows_per_unit);
@@ -134,7 +136,9 @@ static void unit_make(const struct plan *p, struct cursor *at, uint32_t index, s
     u->hi = u->query[u->n_queries - 1].hi;
 }
 
-static uint32_t unit_first_split(const struct attn_unit *u) { return u->lo / ATTN_SPLIT_TOKENS; }
+static uint32_t unit_first_split(const struct attn_unit *u) {
+    return u->lo / ATTN_SPLIT_TOKENS;
+}
 static uint32_t unit_n_splits(const struct attn_unit *u) {
     return (u->hi - 1) / ATTN_SPLIT_TOKENS + 1 - unit_first_split(u);
 }

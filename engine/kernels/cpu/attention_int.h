@@ -10,10 +10,10 @@
 #include "engine/kernels/cpu/kv_layout.h"
 
 enum {
-    ATTN_QUERIES = 128,       /* at most: K and V conversion, shared by so many, is about 3 % of their arithmetic */
-    ATTN_QUERIES_MIN = 32,    /* a unit of several rows has so many when there are few units for the threads */
-    ATTN_GROUP = 8,           /* queries that a micro-kernel walks together */
-    ATTN_PANEL = 32,          /* dimensions of V that a micro-kernel walks together */
+    ATTN_QUERIES = 128,    /* at most: K and V conversion, shared by so many, is about 3 % of their arithmetic */
+    ATTN_QUERIES_MIN = 32, /* a unit of several rows has so many when there are few units for the threads */
+    ATTN_GROUP = 8,        /* queries that a micro-kernel walks together */
+    ATTN_PANEL = 32,       /* dimensions of V that a micro-kernel walks together */
     ATTN_HEAD_DIM_MAX = 512,
     ATTN_SPLIT_PAGES = ATTN_SPLIT_TOKENS / KV_PAGE_TOKENS,
 };
@@ -42,14 +42,14 @@ struct attn_acc {
 
 /* Working memory of one thread. */
 struct attn_scratch {
-    _Alignas(64) float k_tile[ATTN_HEAD_DIM_MAX * KV_PAGE_TOKENS];   /* [head_dim][32] */
-    _Alignas(64) float v_panel[ATTN_SPLIT_TOKENS * ATTN_PANEL];      /* [256][32] */
-    _Alignas(64) float score[ATTN_QUERIES][ATTN_SPLIT_TOKENS];       /* scores, then weights */
+    _Alignas(64) float k_tile[ATTN_HEAD_DIM_MAX * KV_PAGE_TOKENS];             /* [head_dim][32] */
+    _Alignas(64) float v_panel[ATTN_SPLIT_TOKENS * ATTN_PANEL];                /* [256][32] */
+    _Alignas(64) float score[ATTN_QUERIES][ATTN_SPLIT_TOKENS];                 /* scores, then weights */
     _Alignas(64) float k_scale[ATTN_SPLIT_TOKENS], v_scale[ATTN_SPLIT_TOKENS]; /* DT_I8 */
     _Alignas(64) float o_split[ATTN_GROUP][ATTN_PANEL];
-    _Alignas(64) float m[ATTN_QUERIES], l[ATTN_QUERIES];             /* of this split */
+    _Alignas(64) float m[ATTN_QUERIES], l[ATTN_QUERIES]; /* of this split */
     _Alignas(64) float fold_old[ATTN_QUERIES], fold_new[ATTN_QUERIES];
-    _Alignas(64) float acc_m[ATTN_QUERIES], acc_l[ATTN_QUERIES];     /* of all splits so far */
+    _Alignas(64) float acc_m[ATTN_QUERIES], acc_l[ATTN_QUERIES]; /* of all splits so far */
 };
 
 /* Computes one split (positions [split * 256, split * 256 + 256)) for all queries of the unit that see some of it.

@@ -33,7 +33,9 @@ struct kv_shape {
     size_t v_offset, k_scale_offset, v_scale_offset, bytes;
 };
 
-static inline uint32_t kv_elem_bytes(enum dtype t) { return t == DT_F32 ? 4 : t == DT_I8 ? 1 : 2; }
+static inline uint32_t kv_elem_bytes(enum dtype t) {
+    return t == DT_F32 ? 4 : t == DT_I8 ? 1 : 2;
+}
 
 static inline struct kv_shape kv_shape_of(enum dtype t, uint32_t n_kv_heads, uint32_t head_dim) {
     ASSERT(t == DT_F32 || t == DT_F16 || t == DT_BF16 || t == DT_I8);
@@ -101,10 +103,17 @@ static inline float kv_elem(enum dtype t, const uint8_t *base, size_t i) {
     uint16_t h;
     float f;
     switch (t) {
-    case DT_F32: memcpy(&f, base + 4 * i, sizeof f); return f;
-    case DT_F16: memcpy(&h, base + 2 * i, sizeof h); return kv_f16_to_f32(h);
-    case DT_BF16: memcpy(&h, base + 2 * i, sizeof h); return kv_float_of((uint32_t)h << 16);
-    default: return (float)(int8_t)base[i];
+    case DT_F32:
+        memcpy(&f, base + 4 * i, sizeof f);
+        return f;
+    case DT_F16:
+        memcpy(&h, base + 2 * i, sizeof h);
+        return kv_f16_to_f32(h);
+    case DT_BF16:
+        memcpy(&h, base + 2 * i, sizeof h);
+        return kv_float_of((uint32_t)h << 16);
+    default:
+        return (float)(int8_t)base[i];
     }
 }
 

@@ -42,7 +42,9 @@ static inline double double_of_bits(uint64_t u) {
 }
 
 /* 2^n, -126 <= n <= 127. */
-static inline float exp2_int(int32_t n) { return float_of_bits((uint32_t)(n + 127) << 23); }
+static inline float exp2_int(int32_t n) {
+    return float_of_bits((uint32_t)(n + 127) << 23);
+}
 
 float num_expf(float x) {
     if (x != x) return x;
@@ -113,7 +115,9 @@ double num_log(double x) {
     return fma((double)e, NUM_LN2_HI, fma(2.0, s, tail));
 }
 
-double num_pow(double base, double exponent) { return num_exp(exponent * num_log(base)); }
+double num_pow(double base, double exponent) {
+    return num_exp(exponent * num_log(base));
+}
 
 /* x = n pi/2 + r with a three-part pi/2; the quadrant picks polynomial and sign. */
 void num_sincos(double x, double *s, double *c) {

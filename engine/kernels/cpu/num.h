@@ -34,8 +34,8 @@
 
 /* ---- Scalar, defined in num.c. fp32 forms are in kernels.h ---- */
 
-double num_exp(double x);                         /* |x| <= 700 */
-double num_log(double x);                         /* x normal and > 0 */
+double num_exp(double x);                        /* |x| <= 700 */
+double num_log(double x);                        /* x normal and > 0 */
 void num_sincos(double x, double *s, double *c); /* |x| <= NUM_ANGLE_MAX, absolute error < 1e-15 */
 #define NUM_ANGLE_MAX 0x1p+44
 

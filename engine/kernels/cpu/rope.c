@@ -34,7 +34,8 @@ static void row_scalar(const struct rope_job *j, double position, uint32_t i, fl
 #define TARGET_AVX512 __attribute__((target("avx512f,avx512vl,avx512dq")))
 
 /* Evaluates ((c5 z + c4) z + ...) + c0. */
-TARGET_AVX2 static inline __m256d poly_pd256(__m256d z, double c5, double c4, double c3, double c2, double c1, double c0) {
+TARGET_AVX2 static inline __m256d poly_pd256(__m256d z, double c5, double c4, double c3, double c2, double c1,
+                                             double c0) {
     __m256d p = _mm256_fmadd_pd(_mm256_set1_pd(c5), z, _mm256_set1_pd(c4));
     p = _mm256_fmadd_pd(p, z, _mm256_set1_pd(c3));
     p = _mm256_fmadd_pd(p, z, _mm256_set1_pd(c2));
@@ -56,7 +57,8 @@ TARGET_AVX2 static inline void sincos_pd256(__m256d x, __m256d *s, __m256d *c) {
     __m256d sin_r = _mm256_fmadd_pd(ps, _mm256_mul_pd(z, r), r);
     __m256d lead = _mm256_fmadd_pd(_mm256_set1_pd(-0.5), z, _mm256_set1_pd(1.0));
     __m256d cos_r = _mm256_fmadd_pd(pc, _mm256_mul_pd(z, z), lead);
-    /* Bit 0 of the quadrant swaps, bit 1 (of quadrant, of quadrant + 1) is the sign: moved to the top, both are masks. */
+    /* Bit 0 of the quadrant swaps, bit 1 (of quadrant, of quadrant + 1) is the sign: moved to the top, both are masks.
+     */
     __m256i q = _mm256_castpd_si256(t);
     __m256d odd = _mm256_castsi256_pd(_mm256_slli_epi64(q, 63));
     __m256d sign = _mm256_set1_pd(-0.0);
@@ -79,7 +81,8 @@ TARGET_AVX2 static void row_avx2(const struct rope_job *j, double position, floa
     row_scalar(j, position, i, cos, sin);
 }
 
-TARGET_AVX512 static inline __m512d poly_pd512(__m512d z, double c5, double c4, double c3, double c2, double c1, double c0) {
+TARGET_AVX512 static inline __m512d poly_pd512(__m512d z, double c5, double c4, double c3, double c2, double c1,
+                                               double c0) {
     __m512d p = _mm512_fmadd_pd(_mm512_set1_pd(c5), z, _mm512_set1_pd(c4));
     p = _mm512_fmadd_pd(p, z, _mm512_set1_pd(c3));
     p = _mm512_fmadd_pd(p, z, _mm512_set1_pd(c2));
@@ -128,9 +131,12 @@ static void rope_rows(void *arg, uint32_t item) {
     uint32_t end = (uint32_t)size_min((item + 1) * ROPE_ROWS_PER_ITEM, j->n_tokens);
     for (uint32_t t = item * ROPE_ROWS_PER_ITEM; t < end; t++) {
         float *cos = j->cos + (size_t)t * j->half, *sin = j->sin + (size_t)t * j->half;
-        if (j->level == ISA_AVX512) row_avx512(j, j->positions[t], cos, sin);
-        else if (j->level == ISA_AVX2) row_avx2(j, j->positions[t], cos, sin);
-        else row_scalar(j, j->positions[t], 0, cos, sin);
+        if (j->level == ISA_AVX512)
+            row_avx512(j, j->positions[t], cos, sin);
+        else if (j->level == ISA_AVX2)
+            row_avx2(j, j->positions[t], cos, sin);
+        else
+            row_scalar(j, j->positions[t], 0, cos, sin);
     }
 }
 

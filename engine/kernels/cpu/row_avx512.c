@@ -9,7 +9,9 @@
 #define TARGET __attribute__((target("avx512f,avx512bw,avx512vl")))
 
 /* Lanes that are there: all 16, or the first n. */
-TARGET static inline __mmask16 lanes_of(uint32_t n) { return n < 16 ? (__mmask16)((1u << n) - 1u) : (__mmask16)0xffff; }
+TARGET static inline __mmask16 lanes_of(uint32_t n) {
+    return (__mmask16)(n < 16 ? (1u << n) - 1u : 0xffffu);
+}
 
 /* Largest of x[0, n); *nan is set when there is one. */
 TARGET static float block_max(const float *x, uint32_t n, bool *nan) {
@@ -70,7 +72,8 @@ TARGET float cpu_row_sum_exp_avx512(const float *x, uint32_t n, float max, float
         __m512 lanes = _mm512_setzero_ps();
         uint32_t i = c, end = n - c < ROW_CHUNK ? n : c + ROW_CHUNK;
         for (; i + 16 <= end; i += 16) {
-            lanes = _mm512_add_ps(lanes, num_exp_ps512(_mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(x + i), top), scale)));
+            lanes =
+                _mm512_add_ps(lanes, num_exp_ps512(_mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(x + i), top), scale)));
         }
         if (i < end) {
             __mmask16 m = lanes_of(end - i);

@@ -1,9 +1,9 @@
 /* row_scalar.c - maximum, exponential sum and selection over one row of logits: the definition.
  *
  *   max     the lowest index among the largest values; denormals compare as 0. A NaN anywhere: (NaN, n).
- *   sum     w = exp((x - max) * inv_temperature); chunks of ROW_CHUNK; in a chunk 16 lanes (i % 16), i ascending from 0,
- *           lanes by the tree of num_sum16; chunk sums added in ascending order from 0
- *   select  indices with x >= threshold, ascending
+ *   sum     w = exp((x - max) * inv_temperature); chunks of ROW_CHUNK; in a chunk 16 lanes (i % 16), i ascending from
+ * 0, lanes by the tree of num_sum16; chunk sums added in ascending order from 0 select  indices with x >= threshold,
+ * ascending
  *
  * Any thread; no state. Called outside the pool, so each sets the arithmetic mode itself.
  */

@@ -31,18 +31,42 @@
 
 typedef __m512 v16;
 
-SIMD16_FN v16 v16_set1(float x) { return _mm512_set1_ps(x); }
-SIMD16_FN v16 v16_load(const float *p) { return _mm512_loadu_ps(p); }
-SIMD16_FN void v16_store(float *p, v16 v) { _mm512_storeu_ps(p, v); }
-SIMD16_FN v16 v16_add(v16 a, v16 b) { return _mm512_add_ps(a, b); }
-SIMD16_FN v16 v16_sub(v16 a, v16 b) { return _mm512_sub_ps(a, b); }
-SIMD16_FN v16 v16_mul(v16 a, v16 b) { return _mm512_mul_ps(a, b); }
-SIMD16_FN v16 v16_div(v16 a, v16 b) { return _mm512_div_ps(a, b); }
-SIMD16_FN v16 v16_fma(v16 a, v16 b, v16 c) { return _mm512_fmadd_ps(a, b, c); }
-SIMD16_FN v16 v16_fms(v16 a, v16 b, v16 c) { return _mm512_fmsub_ps(a, b, c); }
-SIMD16_FN v16 v16_max(v16 a, v16 b) { return _mm512_max_ps(a, b); } /* a > b ? a : b */
-SIMD16_FN v16 v16_exp(v16 a) { return num_exp_ps512(a); }
-SIMD16_FN float v16_sum(v16 a) { return num_sum16_ps512(a); }
+SIMD16_FN v16 v16_set1(float x) {
+    return _mm512_set1_ps(x);
+}
+SIMD16_FN v16 v16_load(const float *p) {
+    return _mm512_loadu_ps(p);
+}
+SIMD16_FN void v16_store(float *p, v16 v) {
+    _mm512_storeu_ps(p, v);
+}
+SIMD16_FN v16 v16_add(v16 a, v16 b) {
+    return _mm512_add_ps(a, b);
+}
+SIMD16_FN v16 v16_sub(v16 a, v16 b) {
+    return _mm512_sub_ps(a, b);
+}
+SIMD16_FN v16 v16_mul(v16 a, v16 b) {
+    return _mm512_mul_ps(a, b);
+}
+SIMD16_FN v16 v16_div(v16 a, v16 b) {
+    return _mm512_div_ps(a, b);
+}
+SIMD16_FN v16 v16_fma(v16 a, v16 b, v16 c) {
+    return _mm512_fmadd_ps(a, b, c);
+}
+SIMD16_FN v16 v16_fms(v16 a, v16 b, v16 c) {
+    return _mm512_fmsub_ps(a, b, c);
+}
+SIMD16_FN v16 v16_max(v16 a, v16 b) {
+    return _mm512_max_ps(a, b);
+} /* a > b ? a : b */
+SIMD16_FN v16 v16_exp(v16 a) {
+    return num_exp_ps512(a);
+}
+SIMD16_FN float v16_sum(v16 a) {
+    return num_sum16_ps512(a);
+}
 
 /* Lanes lo <= i < hi of v, the others from `other`; hi <= 16. */
 SIMD16_FN v16 v16_keep(v16 v, uint32_t lo, uint32_t hi, v16 other) {
@@ -72,25 +96,43 @@ typedef struct {
 } v16;
 
 #define V16_EACH(expr_lo, expr_hi) ((v16){(expr_lo), (expr_hi)})
-SIMD16_FN v16 v16_set1(float x) { return V16_EACH(_mm256_set1_ps(x), _mm256_set1_ps(x)); }
-SIMD16_FN v16 v16_load(const float *p) { return V16_EACH(_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)); }
+SIMD16_FN v16 v16_set1(float x) {
+    return V16_EACH(_mm256_set1_ps(x), _mm256_set1_ps(x));
+}
+SIMD16_FN v16 v16_load(const float *p) {
+    return V16_EACH(_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8));
+}
 SIMD16_FN void v16_store(float *p, v16 v) {
     _mm256_storeu_ps(p, v.lo);
     _mm256_storeu_ps(p + 8, v.hi);
 }
-SIMD16_FN v16 v16_add(v16 a, v16 b) { return V16_EACH(_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)); }
-SIMD16_FN v16 v16_sub(v16 a, v16 b) { return V16_EACH(_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)); }
-SIMD16_FN v16 v16_mul(v16 a, v16 b) { return V16_EACH(_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)); }
-SIMD16_FN v16 v16_div(v16 a, v16 b) { return V16_EACH(_mm256_div_ps(a.lo, b.lo), _mm256_div_ps(a.hi, b.hi)); }
+SIMD16_FN v16 v16_add(v16 a, v16 b) {
+    return V16_EACH(_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi));
+}
+SIMD16_FN v16 v16_sub(v16 a, v16 b) {
+    return V16_EACH(_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi));
+}
+SIMD16_FN v16 v16_mul(v16 a, v16 b) {
+    return V16_EACH(_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi));
+}
+SIMD16_FN v16 v16_div(v16 a, v16 b) {
+    return V16_EACH(_mm256_div_ps(a.lo, b.lo), _mm256_div_ps(a.hi, b.hi));
+}
 SIMD16_FN v16 v16_fma(v16 a, v16 b, v16 c) {
     return V16_EACH(_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi));
 }
 SIMD16_FN v16 v16_fms(v16 a, v16 b, v16 c) {
     return V16_EACH(_mm256_fmsub_ps(a.lo, b.lo, c.lo), _mm256_fmsub_ps(a.hi, b.hi, c.hi));
 }
-SIMD16_FN v16 v16_max(v16 a, v16 b) { return V16_EACH(_mm256_max_ps(a.lo, b.lo), _mm256_max_ps(a.hi, b.hi)); }
-SIMD16_FN v16 v16_exp(v16 a) { return V16_EACH(num_exp_ps256(a.lo), num_exp_ps256(a.hi)); }
-SIMD16_FN float v16_sum(v16 a) { return num_sum16_ps256(a.lo, a.hi); }
+SIMD16_FN v16 v16_max(v16 a, v16 b) {
+    return V16_EACH(_mm256_max_ps(a.lo, b.lo), _mm256_max_ps(a.hi, b.hi));
+}
+SIMD16_FN v16 v16_exp(v16 a) {
+    return V16_EACH(num_exp_ps256(a.lo), num_exp_ps256(a.hi));
+}
+SIMD16_FN float v16_sum(v16 a) {
+    return num_sum16_ps256(a.lo, a.hi);
+}
 
 SIMD16_FN __m256 keep_ps256(__m256 v, __m256i lane, __m256i lo, __m256i hi, __m256 other) {
     __m256i in = _mm256_andnot_si256(_mm256_cmpgt_epi32(lo, lane), _mm256_cmpgt_epi32(hi, lane));
@@ -103,14 +145,18 @@ SIMD16_FN v16 v16_keep(v16 v, uint32_t lo, uint32_t hi, v16 other) {
     return V16_EACH(keep_ps256(v.lo, lane, first, end, other.lo), keep_ps256(v.hi, lane8, first, end, other.hi));
 }
 
-SIMD16_FN __m128i load_128(const void *p) { return _mm_loadu_si128((const __m128i *)p); }
+SIMD16_FN __m128i load_128(const void *p) {
+    return _mm_loadu_si128((const __m128i *)p);
+}
 SIMD16_FN v16 v16_load_f16(const uint16_t *p) {
     return V16_EACH(_mm256_cvtph_ps(load_128(p)), _mm256_cvtph_ps(load_128(p + 8)));
 }
 SIMD16_FN __m256 load_8_bf16(const uint16_t *p) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load_128(p)), 16));
 }
-SIMD16_FN v16 v16_load_bf16(const uint16_t *p) { return V16_EACH(load_8_bf16(p), load_8_bf16(p + 8)); }
+SIMD16_FN v16 v16_load_bf16(const uint16_t *p) {
+    return V16_EACH(load_8_bf16(p), load_8_bf16(p + 8));
+}
 SIMD16_FN v16 v16_load_i8(const int8_t *p) {
     __m128i b = load_128(p);
     return V16_EACH(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(b)),
@@ -131,13 +177,27 @@ typedef struct {
     v16 r;                                                                                                             \
     for (uint32_t i = 0; i < 16; i++) r.f[i] = (expr);                                                                 \
     return r
-SIMD16_FN v16 v16_set1(float x) { V16_EACH(x); }
-SIMD16_FN v16 v16_load(const float *p) { V16_EACH(p[i]); }
-SIMD16_FN void v16_store(float *p, v16 v) { memcpy(p, v.f, sizeof v.f); }
-SIMD16_FN v16 v16_mul(v16 a, v16 b) { V16_EACH(a.f[i] * b.f[i]); }
-SIMD16_FN v16 v16_fma(v16 a, v16 b, v16 c) { V16_EACH(fmaf(a.f[i], b.f[i], c.f[i])); }
-SIMD16_FN v16 v16_fms(v16 a, v16 b, v16 c) { V16_EACH(fmaf(a.f[i], b.f[i], -c.f[i])); }
-SIMD16_FN float v16_sum(v16 a) { return num_sum16(a.f); }
+SIMD16_FN v16 v16_set1(float x) {
+    V16_EACH(x);
+}
+SIMD16_FN v16 v16_load(const float *p) {
+    V16_EACH(p[i]);
+}
+SIMD16_FN void v16_store(float *p, v16 v) {
+    memcpy(p, v.f, sizeof v.f);
+}
+SIMD16_FN v16 v16_mul(v16 a, v16 b) {
+    V16_EACH(a.f[i] * b.f[i]);
+}
+SIMD16_FN v16 v16_fma(v16 a, v16 b, v16 c) {
+    V16_EACH(fmaf(a.f[i], b.f[i], c.f[i]));
+}
+SIMD16_FN v16 v16_fms(v16 a, v16 b, v16 c) {
+    V16_EACH(fmaf(a.f[i], b.f[i], -c.f[i]));
+}
+SIMD16_FN float v16_sum(v16 a) {
+    return num_sum16(a.f);
+}
 SIMD16_FN void v16_store_f16(uint16_t *p, v16 v) {
     for (uint32_t i = 0; i < 16; i++) p[i] = kv_f16_of(v.f[i]);
 }
