@@ -19,6 +19,8 @@
 enum {
     DRAW_CHUNK = 16384, /* the row's chunk of canonical sums (kernels.h, row_sum_exp) */
     DRAW_RUN = 1024,    /* inside the chunk that is hit */
+    RADIX_BITS = 11,    /* three passes over the 32 bits of a logit */
+    RADIX_MIN = 256,    /* fewer candidates: comparison sort */
 };
 
 struct candidate {
@@ -32,6 +34,7 @@ struct sampler {
     float *work;              /* [n_vocab] changed copy of the row */
     uint32_t *index;          /* [n_vocab] what row_select found */
     struct candidate *cand;   /* [n_vocab] */
+    struct candidate *sorted; /* [n_vocab] the other half of the radix sort */
     uint32_t *seen;           /* [n_vocab] stamp of the call that last saw the id in the history */
     uint32_t *count;          /* [n_vocab] occurrences in the output, valid where seen == stamp */
     uint32_t stamp;
@@ -45,9 +48,10 @@ struct sampler *sampler_open(const struct kernels *k, uint32_t n_vocab) {
     s->work = malloc(n_vocab * sizeof *s->work);
     s->index = malloc(n_vocab * sizeof *s->index);
     s->cand = malloc(n_vocab * sizeof *s->cand);
+    s->sorted = malloc(n_vocab * sizeof *s->sorted);
     s->seen = calloc(n_vocab, sizeof *s->seen);
     s->count = malloc(n_vocab * sizeof *s->count);
-    if (s->work && s->index && s->cand && s->seen && s->count) return s;
+    if (s->work && s->index && s->cand && s->sorted && s->seen && s->count) return s;
     sampler_close(s);
     return NULL;
 }
@@ -57,6 +61,7 @@ void sampler_close(struct sampler *s) {
     free(s->work);
     free(s->index);
     free(s->cand);
+    free(s->sorted);
     free(s->seen);
     free(s->count);
     free(s);
@@ -103,7 +108,38 @@ static uint32_t candidates_select(struct sampler *s, const float *x, float thres
     return n;
 }
 
+/* Order-preserving bits of a logit, greatest first. -0 and +0 are one value. */
+static uint32_t radix_key(float logit) {
+    uint32_t bits;
+    logit += 0.0f;
+    memcpy(&bits, &logit, sizeof bits);
+    return bits >> 31 ? bits : ~(bits | 0x80000000u);
+}
+
+/* Stable radix sort by logit, greatest first; ids must come in ascending, which settles the ties. */
+static void candidates_radix(struct sampler *s, uint32_t n) {
+    for (uint32_t shift = 0; shift < 32; shift += RADIX_BITS) {
+        uint32_t start[1 << RADIX_BITS] = {0}, sum = 0;
+        for (uint32_t i = 0; i < n; i++) start[radix_key(s->cand[i].logit) >> shift & ((1 << RADIX_BITS) - 1)]++;
+        for (uint32_t i = 0; i < ARRAY_COUNT(start); i++) {
+            uint32_t count = start[i];
+            start[i] = sum;
+            sum += count;
+        }
+        for (uint32_t i = 0; i < n; i++)
+            s->sorted[start[radix_key(s->cand[i].logit) >> shift & ((1 << RADIX_BITS) - 1)]++] = s->cand[i];
+        struct candidate *t = s->cand;
+        s->cand = s->sorted;
+        s->sorted = t;
+    }
+}
+
+/* Sorts the `want` best of the n candidates (ids ascending) to the front. */
 static void candidates_sort_best(struct sampler *s, uint32_t n, uint32_t want) {
+    if (want >= n && n >= RADIX_MIN) {
+        candidates_radix(s, n);
+        return;
+    }
     if (want < n) candidates_partition(s->cand, n, want);
     qsort(s->cand, size_min(n, want), sizeof *s->cand, candidate_compare);
 }

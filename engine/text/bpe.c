@@ -13,7 +13,9 @@
 #include <string.h>
 
 /* GPT-2 writes the printable bytes as themselves and the n-th other byte as U+0100 + n. */
-static bool byte_is_printable(uint32_t b) { return (b >= 0x21 && b <= 0x7e) || (b >= 0xa1 && b <= 0xac) || (b >= 0xae && b <= 0xff); }
+static bool byte_is_printable(uint32_t b) {
+    return (b >= 0x21 && b <= 0x7e) || (b >= 0xa1 && b <= 0xac) || (b >= 0xae && b <= 0xff);
+}
 
 /* The byte that a character stands for, or -1. */
 static int byte_of_char(uint32_t c) {
@@ -80,11 +82,12 @@ bool bpe_merges_build(struct tokenizer *t, const struct tokenizer_spec *spec, st
 
 /* ---- encoding ---- */
 
-static bool find_merge(const struct tokenizer *t, const char *text, const struct symbol *left, const struct symbol *right,
-                       uint32_t *prio, int32_t *id) {
+static bool find_merge(const struct tokenizer *t, const char *text, const struct symbol *left,
+                       const struct symbol *right, uint32_t *prio, int32_t *id) {
     (void)text;
     text_work++;
-    const struct merge_slot *slot = &t->merges[merge_probe(t, (uint64_t)(uint32_t)left->id << 32 | (uint32_t)right->id)];
+    const struct merge_slot *slot =
+        &t->merges[merge_probe(t, (uint64_t)(uint32_t)left->id << 32 | (uint32_t)right->id)];
     if (slot->pair == MERGE_EMPTY) return false;
     *prio = slot->rank;
     *id = slot->id;

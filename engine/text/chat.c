@@ -24,10 +24,18 @@ struct family {
 
 static const struct family families[] = {
     {"<start_of_turn>", NULL, "<end_of_turn>", "\n", "\n", {NULL, "user", "model", "user"}, true, true},
-    {"<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "\n\n", "", {"system", "user", "assistant", "ipython"}, true, true},
+    {"<|start_header_id|>",
+     "<|end_header_id|>",
+     "<|eot_id|>",
+     "\n\n",
+     "",
+     {"system", "user", "assistant", "ipython"},
+     true,
+     true},
     {"<|im_start|>", NULL, "<|im_end|>", "\n", "\n", {"system", "user", "assistant", "tool"}, false, false},
 };
-static const struct family no_family = {NULL, NULL, NULL, ": ", "\n", {"system", "user", "assistant", "tool"}, false, false};
+static const struct family no_family = {NULL,  NULL, NULL, ": ", "\n", {"system", "user", "assistant", "tool"},
+                                        false, false};
 
 struct chat {
     const struct tokenizer *t;
@@ -55,7 +63,8 @@ static const struct family *family_of(const struct tokenizer *t) {
 }
 
 static bool chat_add(struct chat *c, const char *s, size_t n) {
-    if (n > TEXT_INPUT_BYTES_MAX - c->n_text) return err_set(c->e, ERR_CONTEXT_LENGTH, "The messages are longer than %zu tokens.", c->n_max);
+    if (n > TEXT_INPUT_BYTES_MAX - c->n_text)
+        return err_set(c->e, ERR_CONTEXT_LENGTH, "The messages are longer than %zu tokens.", c->n_max);
     if (c->n_text + n > c->n_text_alloc) {
         size_t n_alloc = size_max(256, 2 * (c->n_text + n));
         char *text = realloc(c->text, n_alloc);
@@ -77,7 +86,8 @@ static bool chat_end_text(struct chat *c) {
 
 static bool chat_mark_id(struct chat *c, int32_t id) {
     if (!chat_end_text(c)) return false;
-    if (*c->n_ids >= c->n_max) return err_set(c->e, ERR_CONTEXT_LENGTH, "The messages are longer than %zu tokens.", c->n_max);
+    if (*c->n_ids >= c->n_max)
+        return err_set(c->e, ERR_CONTEXT_LENGTH, "The messages are longer than %zu tokens.", c->n_max);
     int32_t *ids = realloc(*c->ids, (*c->n_ids + 1) * sizeof *ids);
     if (!ids) return err_set(c->e, ERR_INTERNAL, "No memory to tokenize the messages.");
     *c->ids = ids;
@@ -85,7 +95,9 @@ static bool chat_mark_id(struct chat *c, int32_t id) {
     return true;
 }
 
-static bool chat_mark(struct chat *c, const char *name) { return !name || chat_mark_id(c, marker_id(c->t, name)); }
+static bool chat_mark(struct chat *c, const char *name) {
+    return !name || chat_mark_id(c, marker_id(c->t, name));
+}
 
 /* Python's str.strip(), which the templates' `trim` is: White_Space and the four separators U+001C..U+001F. */
 static bool is_trimmed(const char *s, uint32_t *n_bytes) {
@@ -153,11 +165,13 @@ static bool chat_render(struct chat *c, const struct chat_message *m, size_t n, 
         if (role < 0) {
             char param[48];
             snprintf(param, sizeof param, "messages[%zu].role", i);
-            return err_set_param(c->e, ERR_BAD_VALUE, param, "The role is none of system, developer, user, assistant and tool.");
+            return err_set_param(c->e, ERR_BAD_VALUE, param,
+                                 "The role is none of system, developer, user, assistant and tool.");
         }
         if (!f->roles[role] && i + 1 < n) continue;
         if (!chat_open_turn(c, f->roles[role] ? f->roles[role] : f->roles[ROLE_USER])) return false;
-        if (!chat_add_system(c, m, system_from, i) || !chat_add_content(c, &m[i], f->trim) || !chat_close_turn(c)) return false;
+        if (!chat_add_system(c, m, system_from, i) || !chat_add_content(c, &m[i], f->trim) || !chat_close_turn(c))
+            return false;
         system_from = i + 1;
     }
     if (add_generation_prompt) {
@@ -168,8 +182,8 @@ static bool chat_render(struct chat *c, const struct chat_message *m, size_t n, 
     return chat_end_text(c);
 }
 
-bool chat_encode(const struct tokenizer *t, const struct chat_message *m, size_t n, bool add_generation_prompt, size_t n_max,
-                 int32_t **ids, size_t *n_ids, struct err *e) {
+bool chat_encode(const struct tokenizer *t, const struct chat_message *m, size_t n, bool add_generation_prompt,
+                 size_t n_max, int32_t **ids, size_t *n_ids, struct err *e) {
     struct chat c = {.t = t, .family = family_of(t), .n_max = n_max, .ids = ids, .n_ids = n_ids, .e = e};
     bool bos = t->bos >= 0 && (t->add_bos || c.family->needs_bos);
     bool ok = (!bos || chat_mark_id(&c, t->bos)) && chat_render(&c, m, n, add_generation_prompt);

@@ -20,7 +20,9 @@
 
 typedef bool encode_part(struct encoder *c, const char *text, size_t n);
 
-bool encoder_no_memory(struct encoder *c) { return err_set(c->e, ERR_INTERNAL, "No memory to tokenize the text."); }
+bool encoder_no_memory(struct encoder *c) {
+    return err_set(c->e, ERR_INTERNAL, "No memory to tokenize the text.");
+}
 
 static bool too_long(struct encoder *c) {
     return err_set(c->e, ERR_CONTEXT_LENGTH, "The text is longer than %zu tokens.", c->n_max);
@@ -121,7 +123,8 @@ static bool encode_spm_text(struct encoder *c, const char *text, size_t n) {
 }
 
 static bool encode_bpe_text(struct encoder *c, const char *text, size_t n) {
-    if (!c->t->normalize_nfc || nfc_is_trivial(text, n)) return cut_at_added(c, c->t->normalized, text, n, encode_plain);
+    if (!c->t->normalize_nfc || nfc_is_trivial(text, n))
+        return cut_at_added(c, c->t->normalized, text, n, encode_plain);
     size_t n_normal;
     char *normal = nfc_normalize(text, n, &n_normal);
     if (!normal) return encoder_no_memory(c);
@@ -134,14 +137,21 @@ static bool encode_all(struct encoder *c, const char *text, size_t n, unsigned f
     const struct tokenizer *t = c->t;
     bool special = (flags & TOKENIZE_ADD_SPECIAL) != 0;
     if (special && t->add_bos && !encoder_emit(c, t->bos)) return false;
-    if (n > 0 && !cut_at_added(c, t->raw, text, n, t->kind == TOKENIZER_SPM ? encode_spm_text : encode_bpe_text)) return false;
+    if (n > 0 && !cut_at_added(c, t->raw, text, n, t->kind == TOKENIZER_SPM ? encode_spm_text : encode_bpe_text))
+        return false;
     return !special || !t->add_eos || encoder_emit(c, t->eos);
 }
 
-bool tokenizer_encode(const struct tokenizer *t, const char *text, size_t n_bytes, unsigned flags, size_t n_max, int32_t **ids,
-                      size_t *n_ids, struct err *e) {
-    struct encoder c = {.t = t, .control = (flags & TOKENIZE_PARSE_SPECIAL) != 0, .n_max = n_max, .ids = ids, .n_ids = n_ids,
-                        .n_ids_alloc = *n_ids, .e = e, .after_control = true};
+bool tokenizer_encode(const struct tokenizer *t, const char *text, size_t n_bytes, unsigned flags, size_t n_max,
+                      int32_t **ids, size_t *n_ids, struct err *e) {
+    struct encoder c = {.t = t,
+                        .control = (flags & TOKENIZE_PARSE_SPECIAL) != 0,
+                        .n_max = n_max,
+                        .ids = ids,
+                        .n_ids = n_ids,
+                        .n_ids_alloc = *n_ids,
+                        .e = e,
+                        .after_control = true};
     if (n_bytes > TEXT_INPUT_BYTES_MAX) return too_long(&c);
     char *repaired = NULL;
     if (!utf8_valid(text, n_bytes)) {

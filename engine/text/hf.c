@@ -65,7 +65,8 @@ static bool read_bos_id(struct hf_build *b, const struct json_at *doc) {
 static bool read_ids(struct hf_build *b, const json_t *const docs[3]) {
     struct json_at names = json_top(docs[0]), generation = json_top(docs[1]), config = json_top(docs[2]);
     int32_t bos = -1, eos = -1;
-    if (docs[0] && (!read_token_name(b, &names, "bos_token", &bos) || !read_token_name(b, &names, "eos_token", &eos))) return false;
+    if (docs[0] && (!read_token_name(b, &names, "bos_token", &bos) || !read_token_name(b, &names, "eos_token", &eos)))
+        return false;
     if (b->spec.bos < 0) b->spec.bos = bos;
     if (b->spec.eos < 0) b->spec.eos = eos;
     if (docs[1] && (!read_eos_ids(b, &generation) || !read_bos_id(b, &generation))) return false;
@@ -77,13 +78,22 @@ static bool read_ids(struct hf_build *b, const json_t *const docs[3]) {
 
 /* ---- documents ---- */
 
-static json_t *parse(const struct hf_file *f, const char *name, struct err *e) {
+static json_t *parse(const struct hf_file *f, const char *name, size_t flags, struct err *e) {
     /* A vocabulary's tree takes about 15 times its text; the files are the operator's, the bound is for accidents. */
     struct json_limits limits = {.amplification = 40};
     struct err inner;
-    json_t *doc = json_parse(f->bytes, f->n_bytes, &limits, &inner);
+    uint64_t tree_bytes;
+    json_error_t at = {0};
+    if (!json_prescan(f->bytes, f->n_bytes, &limits, &tree_bytes, &inner)) {
+        err_set(e, ERR_LOAD, "%s: %s", name, inner.message);
+        return NULL;
+    }
+    json_t *doc = json_loadb(f->bytes, f->n_bytes, JSON_REJECT_DUPLICATES | flags, &at);
     if (doc && json_is_object(doc)) return doc;
-    err_set(e, ERR_LOAD, "%s: %s", name, doc ? "not a JSON object." : inner.message);
+    if (doc)
+        err_set(e, ERR_LOAD, "%s is not a JSON object.", name);
+    else
+        err_set(e, ERR_LOAD, "%s is not valid JSON: %s (line %d, byte %d).", name, at.text, at.line, at.position);
     json_decref(doc);
     return NULL;
 }
@@ -95,14 +105,17 @@ static bool build(struct hf_build *b, const json_t *const docs[4]) {
 }
 
 struct tokenizer *tokenizer_open_hf_files(const struct hf_files *f, struct err *e) {
-    static const char *const names[] = {"tokenizer.json", "tokenizer_config.json", "generation_config.json", "config.json"};
+    static const char *const names[] = {"tokenizer.json", "tokenizer_config.json", "generation_config.json",
+                                        "config.json"};
     const struct hf_file *files[] = {&f->tokenizer, &f->tokenizer_config, &f->generation_config, &f->config};
     struct hf_build b = {.spec = {.kind = TOKENIZER_BPE, .bos = -1, .eos = -1, .unk = -1}, .e = e};
     json_t *docs[4] = {NULL};
     struct tokenizer *t = NULL;
     bool ok = true;
     for (int i = 0; ok && i < 4; i++) {
-        if (i == 0 || files[i]->bytes) ok = (docs[i] = parse(files[i], names[i], e)) != NULL;
+        /* tokenizer_config.json commonly has a model_max_length of 10^30; only its texts are read. */
+        size_t flags = i == 1 ? JSON_DECODE_INT_AS_REAL : 0;
+        if (i == 0 || files[i]->bytes) ok = (docs[i] = parse(files[i], names[i], flags, e)) != NULL;
     }
     if (ok) {
         ok = build(&b, (const json_t *const *)docs);
@@ -123,7 +136,8 @@ struct tokenizer *tokenizer_open_hf_files(const struct hf_files *f, struct err *
 static bool read_file(const char *folder, const char *name, bool required, struct hf_file *out, struct err *e) {
     char path[4096];
     *out = (struct hf_file){NULL, 0};
-    if (snprintf(path, sizeof path, "%s/%s", folder, name) >= (int)sizeof path) return err_set(e, ERR_LOAD, "The model's path is too long.");
+    if (snprintf(path, sizeof path, "%s/%s", folder, name) >= (int)sizeof path)
+        return err_set(e, ERR_LOAD, "The model's path is too long.");
     FILE *file = fopen(path, "rb");
     if (!file) {
         if (errno == ENOENT && !required) return true;

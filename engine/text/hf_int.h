@@ -18,19 +18,19 @@ struct tokenizer *tokenizer_open_hf_files(const struct hf_files *f, struct err *
 /* A spec under construction. Texts point into the JSON documents. */
 struct hf_build {
     struct tokenizer_spec spec;
-    struct vocab_entry *vocab;  /* [n_vocab_alloc]; ids without a token: kind TOKEN_UNUSED, no bytes */
-    struct added_flags *added;  /* [n_vocab_alloc] */
+    struct vocab_entry *vocab; /* [n_vocab_alloc]; ids without a token: kind TOKEN_UNUSED, no bytes */
+    struct added_flags *added; /* [n_vocab_alloc] */
     uint32_t n_vocab_alloc;
     struct merge_entry *merges; /* [spec.n_merges] */
     int32_t eog[TEXT_EOG_MAX];
-    char *regex;                /* of the Split, or NULL */
+    char *regex; /* of the Split, or NULL */
     struct err *e;
 };
 
 /* Each reads one part of tokenizer.json; false with the error, which names what is not supported. */
-bool hf_read_vocab(struct hf_build *b, const struct json_at *doc);     /* model.vocab and added_tokens */
+bool hf_read_vocab(struct hf_build *b, const struct json_at *doc); /* model.vocab and added_tokens */
 bool hf_read_merges(struct hf_build *b, const struct json_at *model);
-bool hf_read_pipeline(struct hf_build *b, const struct json_at *doc);  /* normalizer, pre-tokenizer, options, decoder */
+bool hf_read_pipeline(struct hf_build *b, const struct json_at *doc); /* normalizer, pre-tokenizer, options, decoder */
 bool hf_read_post_processor(struct hf_build *b, const struct json_at *doc); /* after the vocabulary */
 
 /* An object's "type"; "" without one. */

@@ -30,7 +30,8 @@ const char *hf_type(const struct json_at *object) {
 bool hf_refuse(struct hf_build *b, const struct json_at *at, const char *what, const char *name) {
     char safe[41];
     size_t n = 0;
-    for (; name[n] && n < sizeof safe - 1; n++) safe[n] = isalnum((unsigned char)name[n]) || name[n] == '_' ? name[n] : '?';
+    for (; name[n] && n < sizeof safe - 1; n++)
+        safe[n] = isalnum((unsigned char)name[n]) || name[n] == '_' ? name[n] : '?';
     safe[n] = '\0';
     return json_err(at, ERR_LOAD, b->e, "tokenizer.json has %s '%s', which is not supported.", what, safe);
 }
@@ -67,7 +68,9 @@ static bool read_split(struct hf_build *b, const struct json_at *at) {
     struct json_at pattern;
     const char *behavior = "", *regex = NULL;
     bool invert = false;
-    if (!json_only_members(at, names, ARRAY_COUNT(names), b->e) || !json_opt_string(at, "behavior", 64, &behavior, NULL, b->e)) return false;
+    if (!json_only_members(at, names, ARRAY_COUNT(names), b->e) ||
+        !json_opt_string(at, "behavior", 64, &behavior, NULL, b->e))
+        return false;
     if (!json_opt_bool(at, "invert", &invert, b->e) || !json_require(at, "pattern", &pattern, b->e)) return false;
     if (strcmp(behavior, "Isolated") != 0) return hf_refuse(b, at, "a Split with the behavior", behavior);
     if (invert) return hf_refuse(b, at, "a Split with", "invert");
@@ -83,18 +86,21 @@ static bool read_pre_tokenizer(struct hf_build *b, const struct json_at *at) {
     if (strcmp(hf_type(at), "ByteLevel") != 0) return hf_refuse(b, at, "the pre-tokenizer", hf_type(at));
     bool prefix = true, use_regex = true; /* the defaults of the tokenizers library */
     if (!json_only_members(at, names, ARRAY_COUNT(names), b->e)) return false;
-    if (!json_opt_bool(at, "add_prefix_space", &prefix, b->e) || !json_opt_bool(at, "use_regex", &use_regex, b->e)) return false;
+    if (!json_opt_bool(at, "add_prefix_space", &prefix, b->e) || !json_opt_bool(at, "use_regex", &use_regex, b->e))
+        return false;
     if (prefix) return hf_refuse(b, at, "a ByteLevel with", "add_prefix_space");
     return !use_regex || set_regex(b, at, gpt2_regex);
 }
 
 /* ---- post-processor: which token goes before and after the text ---- */
 
-static bool template_token(struct hf_build *b, const struct json_at *processor, const struct json_at *special, int32_t *out) {
+static bool template_token(struct hf_build *b, const struct json_at *processor, const struct json_at *special,
+                           int32_t *out) {
     struct json_at tokens, token, ids;
     const char *name = NULL;
     int64_t id;
-    if (!json_as_object(special, b->e) || !json_opt_string(special, "id", TEXT_PIECE_BYTES_MAX, &name, NULL, b->e)) return false;
+    if (!json_as_object(special, b->e) || !json_opt_string(special, "id", TEXT_PIECE_BYTES_MAX, &name, NULL, b->e))
+        return false;
     if (!name) return json_err(special, ERR_LOAD, b->e, "A special token of the template has no id.");
     if (!json_require(processor, "special_tokens", &tokens, b->e) || !json_as_object(&tokens, b->e)) return false;
     if (!json_require(&tokens, name, &token, b->e) || !json_as_object(&token, b->e)) return false;
@@ -117,7 +123,8 @@ static bool read_template(struct hf_build *b, const struct json_at *at) {
             continue;
         }
         bool *add = after_text ? &b->spec.add_eos : &b->spec.add_bos;
-        if (*add || !json_member(&item, "SpecialToken", &special)) return hf_refuse(b, &item, "a template with", "more than one token beside the text");
+        if (*add || !json_member(&item, "SpecialToken", &special))
+            return hf_refuse(b, &item, "a template with", "more than one token beside the text");
         if (!template_token(b, at, &special, after_text ? &b->spec.eos : &b->spec.bos)) return false;
         *add = true;
     }
@@ -132,12 +139,22 @@ static bool read_post_processor(struct hf_build *b, const struct json_at *at) {
 
 /* ---- the rest ---- */
 
-static bool is_empty_text(const json_t *v) { return !v || json_is_null(v) || (json_is_string(v) && json_string_length(v) == 0); }
+static bool is_empty_text(const json_t *v) {
+    return !v || json_is_null(v) || (json_is_string(v) && json_string_length(v) == 0);
+}
 
 /* unk_token and fuse_unk need no reading: every byte has a token, so nothing is unknown. */
 static bool read_model(struct hf_build *b, const struct json_at *model) {
-    static const char *const names[] = {"type", "dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix",
-                                        "fuse_unk", "byte_fallback", "ignore_merges", "vocab", "merges"};
+    static const char *const names[] = {"type",
+                                        "dropout",
+                                        "unk_token",
+                                        "continuing_subword_prefix",
+                                        "end_of_word_suffix",
+                                        "fuse_unk",
+                                        "byte_fallback",
+                                        "ignore_merges",
+                                        "vocab",
+                                        "merges"};
     static const char *const affixes[] = {"continuing_subword_prefix", "end_of_word_suffix"};
     bool byte_fallback = false;
     double dropout = 0;
@@ -149,7 +166,8 @@ static bool read_model(struct hf_build *b, const struct json_at *model) {
     if (byte_fallback) return hf_refuse(b, model, "a model with", "byte_fallback");
     if (dropout > 0) return hf_refuse(b, model, "a model with", "dropout");
     for (size_t i = 0; i < ARRAY_COUNT(affixes); i++) {
-        if (!is_empty_text(json_object_get(model->value, affixes[i]))) return hf_refuse(b, model, "a model with", affixes[i]);
+        if (!is_empty_text(json_object_get(model->value, affixes[i])))
+            return hf_refuse(b, model, "a model with", affixes[i]);
     }
     return true;
 }
@@ -160,23 +178,26 @@ static bool read_decoder(struct hf_build *b, const struct json_at *doc) {
     return strcmp(hf_type(&decoder), "ByteLevel") == 0 || hf_refuse(b, &decoder, "the decoder", hf_type(&decoder));
 }
 
-/* Every byte-level tokenizer has a ByteLevel step; without one the vocabulary would not be spelled in its characters. */
+/* Without a ByteLevel step the vocabulary is not spelled in its characters. */
 static bool has_byte_level(const struct json_at *doc) {
     const json_t *pre = json_object_get(doc->value, "pre_tokenizer");
     const json_t *items = json_object_get(pre, "pretokenizers");
-    const char *type = json_string_value(json_object_get(items ? json_array_get(items, json_array_size(items) - 1) : pre, "type"));
+    const char *type =
+        json_string_value(json_object_get(items ? json_array_get(items, json_array_size(items) - 1) : pre, "type"));
     return type && strcmp(type, "ByteLevel") == 0;
 }
 
 bool hf_read_pipeline(struct hf_build *b, const struct json_at *doc) {
-    static const char *const names[] = {"version", "truncation", "padding", "added_tokens", "normalizer",
+    static const char *const names[] = {"version",       "truncation",     "padding", "added_tokens", "normalizer",
                                         "pre_tokenizer", "post_processor", "decoder", "model"};
     struct json_at model;
     if (!json_only_members(doc, names, ARRAY_COUNT(names), b->e)) return false;
-    if (!json_require(doc, "model", &model, b->e) || !json_as_object(&model, b->e) || !read_model(b, &model)) return false;
+    if (!json_require(doc, "model", &model, b->e) || !json_as_object(&model, b->e) || !read_model(b, &model))
+        return false;
     if (!each_step(b, doc, "normalizer", "normalizers", read_normalizer)) return false;
     if (!each_step(b, doc, "pre_tokenizer", "pretokenizers", read_pre_tokenizer)) return false;
-    if (!has_byte_level(doc)) return json_err(doc, ERR_LOAD, b->e, "tokenizer.json: the last pre-tokenizer is not ByteLevel.");
+    if (!has_byte_level(doc))
+        return json_err(doc, ERR_LOAD, b->e, "tokenizer.json: the last pre-tokenizer is not ByteLevel.");
     if (b->regex && strcmp(b->regex, llama3_regex) == 0) {
         b->spec.pre = PRE_LLAMA3;
     } else if (b->regex && strcmp(b->regex, qwen2_regex) == 0) {

@@ -8,7 +8,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-static bool no_memory(struct hf_build *b) { return err_set(b->e, ERR_LOAD, "No memory for the tokenizer."); }
+static bool no_memory(struct hf_build *b) {
+    return err_set(b->e, ERR_LOAD, "No memory for the tokenizer.");
+}
 
 /* Makes room for an id; new ids are unused. */
 static bool vocab_reach(struct hf_build *b, uint32_t id) {
@@ -41,7 +43,8 @@ static bool read_model_vocab(struct hf_build *b, const struct json_at *vocab) {
         struct vocab_entry *v = &b->vocab[id];
         size_t n = strlen(key);
         if (v->n_bytes > 0) return json_err(&at, ERR_LOAD, b->e, "Two tokens have the id %d.", (int)id);
-        if (n == 0 || n > TEXT_PIECE_BYTES_MAX) return json_err(&at, ERR_LOAD, b->e, "Token %d is empty or too long.", (int)id);
+        if (n == 0 || n > TEXT_PIECE_BYTES_MAX)
+            return json_err(&at, ERR_LOAD, b->e, "Token %d is empty or too long.", (int)id);
         *v = (struct vocab_entry){.bytes = key, .n_bytes = (uint32_t)n, .kind = TOKEN_NORMAL};
     }
     return true;
@@ -65,19 +68,25 @@ static bool read_added_token(struct hf_build *b, const struct json_at *at) {
     bool single_word = false, special = false;
     struct added_flags flags = {false, false, false};
     if (!json_as_object(at, b->e) || !json_only_members(at, names, ARRAY_COUNT(names), b->e)) return false;
-    if (!json_opt_i64(at, "id", 0, TEXT_VOCAB_MAX - 1, &id, b->e) || !json_opt_string(at, "content", TEXT_PIECE_BYTES_MAX, &content, &n, b->e)) return false;
-    if (!json_opt_bool(at, "single_word", &single_word, b->e) || !json_opt_bool(at, "special", &special, b->e)) return false;
-    if (!json_opt_bool(at, "lstrip", &flags.lstrip, b->e) || !json_opt_bool(at, "rstrip", &flags.rstrip, b->e)) return false;
+    if (!json_opt_i64(at, "id", 0, TEXT_VOCAB_MAX - 1, &id, b->e) ||
+        !json_opt_string(at, "content", TEXT_PIECE_BYTES_MAX, &content, &n, b->e))
+        return false;
+    if (!json_opt_bool(at, "single_word", &single_word, b->e) || !json_opt_bool(at, "special", &special, b->e))
+        return false;
+    if (!json_opt_bool(at, "lstrip", &flags.lstrip, b->e) || !json_opt_bool(at, "rstrip", &flags.rstrip, b->e))
+        return false;
     if (!json_opt_bool(at, "normalized", &flags.normalized, b->e)) return false;
     if (id < 0 || n == 0) return json_err(at, ERR_LOAD, b->e, "An added token needs an id and a content.");
     if (single_word) return hf_refuse(b, at, "an added token with", "single_word");
-    if (flags.normalized && !is_normal(b, content, n)) return json_err(at, ERR_LOAD, b->e, "A normalized added token is not in NFC.");
+    if (flags.normalized && !is_normal(b, content, n))
+        return json_err(at, ERR_LOAD, b->e, "A normalized added token is not in NFC.");
     if (!vocab_reach(b, (uint32_t)id)) return false;
     struct vocab_entry *v = &b->vocab[id];
     if (v->n_bytes > 0 && (v->kind != TOKEN_NORMAL || v->n_bytes != n || memcmp(v->bytes, content, n) != 0)) {
         return json_err(at, ERR_LOAD, b->e, "The id %d of an added token is another token's.", (int)id);
     }
-    *v = (struct vocab_entry){.bytes = content, .n_bytes = (uint32_t)n, .kind = special ? TOKEN_CONTROL : TOKEN_USER_DEFINED};
+    *v = (struct vocab_entry){
+        .bytes = content, .n_bytes = (uint32_t)n, .kind = special ? TOKEN_CONTROL : TOKEN_USER_DEFINED};
     b->added[id] = flags;
     return true;
 }
@@ -119,12 +128,14 @@ static bool read_merge(struct hf_build *b, const struct json_at *at, struct merg
     }
     const char *s;
     if (!json_as_string(at, 2 * TEXT_PIECE_BYTES_MAX + 1, &s, &n, b->e)) return false;
-    return split_merge(s, n, m) || json_err(at, ERR_LOAD, b->e, "A merge is not two tokens with one space between them.");
+    return split_merge(s, n, m) ||
+           json_err(at, ERR_LOAD, b->e, "A merge is not two tokens with one space between them.");
 }
 
 bool hf_read_merges(struct hf_build *b, const struct json_at *model) {
     struct json_at merges;
-    if (!json_require(model, "merges", &merges, b->e) || !json_as_array(&merges, 0, TEXT_MERGES_MAX, b->e)) return false;
+    if (!json_require(model, "merges", &merges, b->e) || !json_as_array(&merges, 0, TEXT_MERGES_MAX, b->e))
+        return false;
     size_t n = json_count(&merges);
     b->merges = malloc(n * sizeof *b->merges + 1);
     if (!b->merges) return no_memory(b);

@@ -18,7 +18,9 @@ bool nfc_is_trivial(const char *s, size_t n) {
     return highest == 0;
 }
 
-static int class_of(int32_t c) { return utf8proc_get_property(c)->combining_class; }
+static int class_of(int32_t c) {
+    return utf8proc_get_property(c)->combining_class;
+}
 
 /* Stable sort of a run of combining marks by their class: by counting. */
 static bool order_long_run(int32_t *run, size_t n) {
@@ -66,7 +68,8 @@ static size_t decompose(const char *s, size_t n, int32_t *chars, size_t n_max) {
         uint32_t n_bytes;
         int boundary = 0;
         int32_t c = (int32_t)utf8_decode(s + at, &n_bytes);
-        utf8proc_ssize_t added = utf8proc_decompose_char(c, chars + n_chars, (utf8proc_ssize_t)(n_max - n_chars), UTF8PROC_DECOMPOSE, &boundary);
+        utf8proc_ssize_t added = utf8proc_decompose_char(c, chars + n_chars, (utf8proc_ssize_t)(n_max - n_chars),
+                                                         UTF8PROC_DECOMPOSE, &boundary);
         ASSERT(added > 0 && (size_t)added <= n_max - n_chars);
         n_chars += (size_t)added;
         at += n_bytes;
@@ -82,11 +85,13 @@ char *nfc_normalize(const char *s, size_t n, size_t *n_out) {
     size_t n_chars = decompose(s, n, chars, n_max);
     char *out = NULL;
     if (order_marks(chars, n_chars)) {
-        utf8proc_ssize_t n_composed = utf8proc_normalize_utf32(chars, (utf8proc_ssize_t)n_chars, UTF8PROC_STABLE | UTF8PROC_COMPOSE);
+        utf8proc_ssize_t n_composed =
+            utf8proc_normalize_utf32(chars, (utf8proc_ssize_t)n_chars, UTF8PROC_STABLE | UTF8PROC_COMPOSE);
         ASSERT(n_composed >= 0);
         out = malloc(4 * (size_t)n_composed + 1);
         *n_out = 0;
-        for (utf8proc_ssize_t i = 0; out && i < n_composed; i++) *n_out += utf8_encode((uint32_t)chars[i], out + *n_out);
+        for (utf8proc_ssize_t i = 0; out && i < n_composed; i++)
+            *n_out += utf8_encode((uint32_t)chars[i], out + *n_out);
     }
     free(chars);
     return out;

@@ -47,7 +47,9 @@ static bool put(struct output *o, const char *s, size_t n) {
     return true;
 }
 
-static bool put_text(struct output *o, const char *s) { return put(o, s, strlen(s)); }
+static bool put_text(struct output *o, const char *s) {
+    return put(o, s, strlen(s));
+}
 
 /* Copies an escape that means the same to both; 0 for one that does not (or not surely). */
 static size_t translate_escape(const char *s, bool in_class, struct output *o) {
@@ -58,39 +60,69 @@ static size_t translate_escape(const char *s, bool in_class, struct output *o) {
         if (strspn(s + 2, "0123456789abcdefABCDEF") < 4) return 0;
         return put_text(o, "\\x{") && put(o, s + 2, 4) && put_text(o, "}") ? 6 : 0;
     }
+    if (c != 0 && strchr("pPx", c) && s[2] == '{') { /* whole, so that its braces are not taken for a repetition */
+        const char *end = strchr(s, '}');
+        size_t n = end ? (size_t)(end + 1 - s) : 0;
+        return put(o, s, n) ? n : 0;
+    }
     bool sign = c > 0 && strchr("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~ ", c) != NULL;
     bool same = sign || (c != 0 && strchr("pPdDrntfx", c) != NULL);
     return same && put(o, s, 2) ? 2 : 0;
 }
 
-static bool translate(const char *regex, struct output *o, struct err *e) {
-    bool in_class = false;
-    for (const char *s = regex; *s;) {
-        if (*s == '\\') {
-            size_t n = translate_escape(s, in_class, o);
-            bool printable = s[1] > ' ' && s[1] < 127;
-            if (n == 0) return err_set(e, ERR_LOAD, "Tokenizer: its regular expression has \\%c, which is not supported.", printable ? s[1] : '?');
-            s += n;
-            continue;
-        }
-        if (in_class && (*s == '[' || (*s == '&' && s[1] == '&'))) {
-            return err_set(e, ERR_LOAD, "Tokenizer: its regular expression has a set operation, which is not supported.");
-        }
-        if (*s == '[') {
-            in_class = true;
-            size_t n = s[1] == '^' ? 2 : 1;
-            if (s[n] == ']') return err_set(e, ERR_LOAD, "Tokenizer: its regular expression has an empty set.");
-            if (!put(o, s, n)) return err_set(e, ERR_LOAD, "Tokenizer: its regular expression is too long.");
-            s += n;
-            continue;
-        }
-        if (*s == ']') in_class = false;
-        if (!put(o, s++, 1)) return err_set(e, ERR_LOAD, "Tokenizer: its regular expression is too long.");
+/* What at s is written the same but means something else to Oniguruma (Ruby's syntax), or is an error there. */
+static const char *different_at(const char *s, bool in_class) {
+    if (in_class) return *s == '[' || strncmp(s, "&&", 2) == 0 ? "a set operation" : NULL;
+    if (strncmp(s, "[]", 2) == 0 || strncmp(s, "[^]", 3) == 0) return "an empty set";
+    if (strncmp(s, "(*", 2) == 0) return "a verb";
+    if (strncmp(s, "}+", 2) == 0) return "a repeated {}"; /* possessive in PCRE2 */
+    if (strncmp(s, "{,", 2) == 0) return "a {} without a minimum";
+    if (strncmp(s, "(?", 2) != 0) return NULL;
+    static const char *const groups[] = {"(?:", "(?=", "(?!", "(?>", "(?<=", "(?<!", "(?i:"};
+    for (size_t i = 0; i < ARRAY_COUNT(groups); i++) {
+        if (strncmp(s, groups[i], strlen(groups[i])) == 0) return NULL;
     }
-    return true;
+    return "a kind of group";
+}
+
+static bool translate(const char *regex, struct output *o, struct err *e) {
+    bool in_class = false, fits = true;
+    for (const char *s = regex; *s && fits;) {
+        const char *different = *s == '\\' ? NULL : different_at(s, in_class);
+        if (different) {
+            return err_set(e, ERR_LOAD, "Tokenizer: its regular expression has %s, which is not supported.", different);
+        }
+        size_t n = 1;
+        if (*s == '\\') {
+            n = translate_escape(s, in_class, o);
+            char c = s[1] > ' ' && s[1] < 127 ? s[1] : '?';
+            if (n == 0)
+                return err_set(e, ERR_LOAD, "Tokenizer: its regular expression has \\%c, which is not supported.", c);
+        } else {
+            if (*s == '[' || *s == ']') in_class = *s == '[';
+            fits = put(o, s, n);
+        }
+        s += n;
+    }
+    return fits || err_set(e, ERR_LOAD, "Tokenizer: its regular expression is too long.");
 }
 
 /* ---- compiling ---- */
+
+static bool compile(struct pattern *p, const struct output *o, struct err *e) {
+    int error = 0;
+    PCRE2_SIZE at = 0;
+    pcre2_compile_context *context = pcre2_compile_context_create(NULL);
+    if (!context) return err_set(e, ERR_LOAD, "No memory for the tokenizer's regular expression.");
+    pcre2_set_newline(context, PCRE2_NEWLINE_LF);
+    /* In Ruby's syntax ^ and $ are always those of lines. */
+    uint32_t options = PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C;
+    p->code = pcre2_compile((PCRE2_SPTR)o->bytes, o->n, options, &error, &at, context);
+    pcre2_compile_context_free(context);
+    if (p->code) return true;
+    return err_set(e, ERR_LOAD, "Tokenizer: its regular expression does not compile (PCRE2 error %d at byte %zu).",
+                   error, (size_t)at);
+}
 
 struct pattern *pattern_open(const char *regex, struct err *e) {
     if (strlen(regex) > PATTERN_BYTES_MAX || !utf8_valid(regex, strlen(regex))) {
@@ -101,19 +133,14 @@ struct pattern *pattern_open(const char *regex, struct err *e) {
     struct output *o = calloc(1, sizeof *o);
     if (!p || !o) err_set(e, ERR_LOAD, "No memory for the tokenizer's regular expression.");
     bool ok = p && o && translate(regex, o, e);
-    if (ok) {
-        int error;
-        PCRE2_SIZE at;
-        p->code = pcre2_compile((PCRE2_SPTR)o->bytes, o->n, PCRE2_UTF | PCRE2_UCP | PCRE2_NEVER_BACKSLASH_C, &error, &at, NULL);
-        ok = p->code != NULL;
-        if (!ok) err_set(e, ERR_LOAD, "Tokenizer: its regular expression does not compile (PCRE2 error %d at byte %zu).", error, (size_t)at);
-    }
+    ok = ok && compile(p, o, e);
     free(o);
     if (!ok) {
         free(p);
         return NULL;
     }
-    pcre2_jit_compile(p->code, PCRE2_JIT_COMPLETE | PCRE2_JIT_PARTIAL_HARD); /* where it cannot, matching is slower and the same */
+    /* Where it cannot be compiled to machine code, matching is slower and the same. */
+    pcre2_jit_compile(p->code, PCRE2_JIT_COMPLETE | PCRE2_JIT_PARTIAL_HARD);
     return p;
 }
 

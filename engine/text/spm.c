@@ -11,8 +11,8 @@
  */
 #include "engine/text/text_int.h"
 
-static bool find_piece(const struct tokenizer *t, const char *text, const struct symbol *left, const struct symbol *right,
-                       uint32_t *prio, int32_t *id) {
+static bool find_piece(const struct tokenizer *t, const char *text, const struct symbol *left,
+                       const struct symbol *right, uint32_t *prio, int32_t *id) {
     uint32_t n_bytes = left->n_bytes + right->n_bytes;
     text_work++;
     if (n_bytes > t->piece_bytes_max) return false;

@@ -45,17 +45,19 @@ struct tokenizer_spec {
     bool ignore_merges;                 /* Llama 3: a whole pre-token that is in the vocabulary is taken as it is */
     bool normalize_nfc;                 /* Qwen's normalizer */
 };
+/* Refuses (ERR_LOAD) what has no defined meaning: equal tokens, empty ones, ids outside, merges of unknown tokens, ... */
 struct tokenizer *tokenizer_open(const struct tokenizer_spec *spec, struct err *e);
 void tokenizer_close(struct tokenizer *t);
 
-/* Opens tokenizer.json (+ tokenizer_config.json, generation_config.json, config.json where present) of a Hugging Face folder. */
+/* Opens tokenizer.json (byte-level BPE; + tokenizer_config.json, generation_config.json, config.json where present) of a
+ * Hugging Face folder. A construct that is not supported is refused by its name. */
 struct tokenizer *tokenizer_open_hf(const char *folder, struct err *e);
 
 uint32_t tokenizer_n_vocab(const struct tokenizer *t);
 int32_t tokenizer_bos(const struct tokenizer *t);
 int32_t tokenizer_eos(const struct tokenizer *t);
 bool tokenizer_adds_bos(const struct tokenizer *t);
-bool tokenizer_is_eog(const struct tokenizer *t, int32_t id);
+bool tokenizer_is_eog(const struct tokenizer *t, int32_t id); /* eos, the spec's eog, and the end of a chat turn */
 enum token_kind tokenizer_kind_of(const struct tokenizer *t, int32_t id);
 /* The id of a token by its exact vocabulary text ("<start_of_turn>"), or -1. */
 int32_t tokenizer_find(const struct tokenizer *t, const char *text, size_t n_bytes);
@@ -66,7 +68,9 @@ enum {
     TOKENIZE_ADD_SPECIAL = 1,  /* BOS/EOS as the model wants them */
     TOKENIZE_PARSE_SPECIAL = 2 /* control tokens written in the text become those tokens (off: they stay text) */
 };
-/* Appends to *ids (malloc'ed, grown; caller frees). At most n_max tokens: one more is ERR_CONTEXT_LENGTH. */
+/* Appends to *ids (malloc'ed, grown; caller frees, also after an error). At most n_max tokens in the whole list: one
+ * more is ERR_CONTEXT_LENGTH. Tokens that are added but not control (Gemma's runs of white space, Qwen's <think>) are
+ * found in the text with and without TOKENIZE_PARSE_SPECIAL, as their own tokenizers do. */
 bool tokenizer_encode(const struct tokenizer *t, const char *text, size_t n_bytes, unsigned flags, size_t n_max, int32_t **ids,
                       size_t *n_ids, struct err *e);
 
@@ -90,7 +94,9 @@ char *tokenizer_decode(const struct tokenizer *t, const int32_t *ids, size_t n_i
 /* ---- Chat: the plain built-in template ----
  * Renders straight to tokens, so that text from a user can never forge a role boundary: markers are added as
  * token ids, contents are tokenized with TOKENIZE_PARSE_SPECIAL off. Knows the turn markers of the families it
- * serves (Gemma, Llama 3, ChatML/Qwen), found by their token names in the vocabulary; without any, "role: text\n". */
+ * serves (Gemma, Llama 3, ChatML/Qwen), found by their token names in the vocabulary; without any, "role: text\n".
+ * What some models' own templates add unasked (a default system message, a date, empty <think> blocks) is not there.
+ * An unknown role is ERR_BAD_VALUE. Appends like tokenizer_encode. */
 struct chat_message {
     const char *role; /* "system" | "developer" | "user" | "assistant" | "tool" */
     const char *content;

@@ -73,7 +73,8 @@ struct tokenizer {
     enum pre_tokenizer pre;
     struct token *tokens; /* [n_vocab] */
     uint32_t n_vocab;
-    char *arena; /* all tokens' bytes as they appear in text: a SentencePiece U+2581 is a space, a byte token one byte */
+    char
+        *arena; /* all tokens' bytes as they appear in text: a SentencePiece U+2581 is a space, a byte token one byte */
     size_t n_arena;
     struct index_slot *index; /* [index_mask + 1] */
     uint32_t index_mask;
@@ -88,13 +89,17 @@ struct tokenizer {
     int32_t eog[TEXT_EOG_MAX];
     uint32_t n_eog;
     bool add_bos, add_eos, add_space_prefix, byte_fallback, ignore_merges, normalize_nfc;
-    bool has_all_bytes; /* every byte has a token: nothing is unknown */
+    bool has_all_bytes;     /* every byte has a token: nothing is unknown */
     uint8_t pairs[256][32]; /* SPM: bit (a, b): some piece has byte b right after byte a */
 };
 
 /* tokenizer_open with the flags that only tokenizer.json has; added: [n_vocab] or NULL. */
-struct tokenizer *tokenizer_open_with(const struct tokenizer_spec *spec, const struct added_flags *added, struct err *e);
+struct tokenizer *tokenizer_open_with(const struct tokenizer_spec *spec, const struct added_flags *added,
+                                      struct err *e);
 
+enum text_space token_space(const struct tokenizer *t, enum token_kind kind);
+bool vocab_index_build(struct tokenizer *t, struct err *e);
+/* The token with these bytes, or -1. */
 int32_t vocab_find(const struct tokenizer *t, enum text_space space, const char *s, size_t n);
 /* "<0x41>" -> 0x41; -1 for anything else. */
 int byte_token_value(const char *s, size_t n);
@@ -138,7 +143,7 @@ struct encoder {
     size_t n_symbols_alloc;
     struct candidate *heap;
     size_t n_heap, n_heap_alloc;
-    void *match_data; /* PCRE2's */
+    void *match_data;   /* PCRE2's */
     bool after_control; /* SPM: the next text gets the space prefix */
 };
 
@@ -150,8 +155,8 @@ bool spm_encode_text(struct encoder *c, const char *text, size_t n);
 bool bpe_encode_word(struct encoder *c, const char *text, size_t n);
 
 /* The merge loop over c->symbols[0..n): calls `find` for each new neighbour pair. */
-typedef bool merge_find(const struct tokenizer *t, const char *text, const struct symbol *left, const struct symbol *right,
-                        uint32_t *prio, int32_t *id);
+typedef bool merge_find(const struct tokenizer *t, const char *text, const struct symbol *left,
+                        const struct symbol *right, uint32_t *prio, int32_t *id);
 bool merge_symbols(struct encoder *c, const char *text, size_t n, merge_find *find);
 bool encoder_reserve_symbols(struct encoder *c, size_t n);
 

@@ -3,10 +3,18 @@
 
 #include <string.h>
 
-uint32_t tokenizer_n_vocab(const struct tokenizer *t) { return t->n_vocab; }
-int32_t tokenizer_bos(const struct tokenizer *t) { return t->bos; }
-int32_t tokenizer_eos(const struct tokenizer *t) { return t->eos; }
-bool tokenizer_adds_bos(const struct tokenizer *t) { return t->add_bos; }
+uint32_t tokenizer_n_vocab(const struct tokenizer *t) {
+    return t->n_vocab;
+}
+int32_t tokenizer_bos(const struct tokenizer *t) {
+    return t->bos;
+}
+int32_t tokenizer_eos(const struct tokenizer *t) {
+    return t->eos;
+}
+bool tokenizer_adds_bos(const struct tokenizer *t) {
+    return t->add_bos;
+}
 
 bool tokenizer_is_eog(const struct tokenizer *t, int32_t id) {
     if (id < 0) return false;
@@ -38,7 +46,8 @@ int32_t tokenizer_find(const struct tokenizer *t, const char *text, size_t n_byt
 
 const char *tokenizer_bytes(const struct tokenizer *t, int32_t id, bool special, uint32_t *n_bytes) {
     enum token_kind kind = tokenizer_kind_of(t, id);
-    bool silent = id < 0 || (uint32_t)id >= t->n_vocab || kind == TOKEN_UNUSED || ((kind == TOKEN_CONTROL || kind == TOKEN_UNKNOWN) && !special);
+    bool silent = id < 0 || (uint32_t)id >= t->n_vocab || kind == TOKEN_UNUSED ||
+                  ((kind == TOKEN_CONTROL || kind == TOKEN_UNKNOWN) && !special);
     *n_bytes = silent ? 0 : t->tokens[id].n_bytes;
     return silent ? "" : t->arena + t->tokens[id].offset;
 }

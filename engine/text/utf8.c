@@ -111,7 +111,9 @@ static size_t find_invalid(const char *s, size_t n, size_t at) {
     return n;
 }
 
-bool utf8_valid(const char *s, size_t n) { return find_invalid(s, n, 0) == n; }
+bool utf8_valid(const char *s, size_t n) {
+    return find_invalid(s, n, 0) == n;
+}
 
 char *utf8_repair(const char *s, size_t n, size_t *n_out) {
     if (n > (SIZE_MAX - 1) / 3) return NULL;
@@ -158,8 +160,8 @@ static bool in_ranges(const struct range *r, size_t n, uint32_t c) {
 }
 
 bool char_is_space(uint32_t c) {
-    return (c >= 0x9 && c <= 0xd) || c == 0x20 || c == 0x85 || c == 0xa0 || c == 0x1680 || (c >= 0x2000 && c <= 0x200a) ||
-           c == 0x2028 || c == 0x2029 || c == 0x202f || c == 0x205f || c == 0x3000;
+    return (c >= 0x9 && c <= 0xd) || c == 0x20 || c == 0x85 || c == 0xa0 || c == 0x1680 ||
+           (c >= 0x2000 && c <= 0x200a) || c == 0x2028 || c == 0x2029 || c == 0x202f || c == 0x205f || c == 0x3000;
 }
 
 enum char_class char_class_of(uint32_t c) {

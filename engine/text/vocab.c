@@ -1,13 +1,13 @@
-/* vocab.c - the vocabulary: a checked copy of a spec and its index.
+/* vocab.c - opening a tokenizer: a checked copy of a spec.
  *
- * Design: all tokens' bytes, as they appear in text, lie in one arena; one open-addressing table finds them. A
- * SentencePiece U+2581 is stored as the space that it stands for and input text is mapped the same way, so nothing
- * is translated back and forth. Opening is one pass over the vocabulary: it is part of the time to the first token.
- * Runs on the loading thread; afterwards everything is immutable and shared.
+ * Design: all tokens' bytes, as they appear in text, lie in one arena. A SentencePiece U+2581 is stored as the space
+ * that it stands for and input text is mapped the same way, so nothing is translated back and forth. Opening is a few
+ * passes over the vocabulary: it is part of the time to the first token. Runs on the loading thread; afterwards
+ * everything is immutable and shared.
  *
  * Invariants
- *  1. Text from merges can only become a token of SPACE_PIECES: control, byte and unused tokens are never there.
- *  2. Within a space, no two tokens have the same bytes, so that encoding is a function.
+ *  1. Ids that a tokenizer gives out or takes from its spec are inside its vocabulary.
+ *  2. Every text has tokens: all bytes have one, or there is an unknown token.
  *  3. Tokens that whole-token matching finds are valid UTF-8, so that a match never cuts a character.
  */
 #include "engine/text/text_int.h"
@@ -18,9 +18,9 @@
 
 /* Turn markers of the built-in chat templates. Whatever kind a file gives them, text never becomes one. */
 static const char *const turn_markers[] = {
-    "<start_of_turn>", "<end_of_turn>",
-    "<|im_start|>", "<|im_end|>",
-    "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>",
+    "<start_of_turn>",     "<end_of_turn>",                   /* Gemma */
+    "<|im_start|>",        "<|im_end|>",                      /* ChatML, Qwen */
+    "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", /* Llama 3 */
 };
 
 static bool is_turn_marker(const struct vocab_entry *v) {
@@ -29,82 +29,6 @@ static bool is_turn_marker(const struct vocab_entry *v) {
         if (strlen(turn_markers[i]) == v->n_bytes && memcmp(turn_markers[i], v->bytes, v->n_bytes) == 0) return true;
     }
     return false;
-}
-
-/* ---- index ---- */
-
-/* Multiply and fold, eight bytes at a time. The table is fixed after opening, so text cannot flood it. */
-static uint32_t hash_bytes(const char *s, size_t n, uint32_t seed) {
-    uint64_t h = (seed + 1) * 0x9e3779b97f4a7c15u + n, word;
-    for (; n >= 8; n -= 8, s += 8) {
-        memcpy(&word, s, 8);
-        h = (h ^ word) * 0xff51afd7ed558ccdu;
-        h ^= h >> 32;
-    }
-    word = 0;
-    for (size_t i = 0; i < n; i++) word |= (uint64_t)(uint8_t)s[i] << (8 * i);
-    h = (h ^ word) * 0xff51afd7ed558ccdu;
-    h ^= h >> 32;
-    h *= 0xc4ceb9fe1a85ec53u;
-    return (uint32_t)(h >> 32);
-}
-
-static enum text_space space_of(const struct tokenizer *t, enum token_kind kind) {
-    if (kind == TOKEN_NORMAL) return SPACE_PIECES;
-    return t->kind == TOKENIZER_SPM && kind == TOKEN_USER_DEFINED ? SPACE_PIECES : SPACE_NAMES;
-}
-
-/* The slot that holds the text, or the empty one where it belongs. */
-static uint32_t index_probe(const struct tokenizer *t, enum text_space space, const char *s, size_t n, uint32_t hash) {
-    uint32_t i = hash & t->index_mask;
-    for (; t->index[i].id >= 0; i = (i + 1) & t->index_mask) {
-        if (t->index[i].hash != hash) continue;
-        const struct token *k = &t->tokens[t->index[i].id];
-        if (k->n_bytes == n && space_of(t, k->kind) == space && memcmp(t->arena + k->offset, s, n) == 0) break;
-    }
-    return i;
-}
-
-int32_t vocab_find(const struct tokenizer *t, enum text_space space, const char *s, size_t n) {
-    return t->index[index_probe(t, space, s, n, hash_bytes(s, n, space))].id;
-}
-
-/* Hash of a token that belongs into the index; false for one that does not. */
-static bool token_hash(const struct tokenizer *t, uint32_t id, uint32_t *hash) {
-    const struct token *k = &t->tokens[id];
-    if (k->kind == TOKEN_BYTE || k->unreachable || k->n_bytes == 0) return false;
-    *hash = hash_bytes(t->arena + k->offset, k->n_bytes, space_of(t, k->kind));
-    return true;
-}
-
-/* The table is larger than the near caches, so a token's slot is fetched well before the token's turn. */
-static bool index_fill(struct tokenizer *t, struct err *e) {
-    enum { AHEAD = 16 };
-    uint32_t hashes[AHEAD];
-    bool in_index[AHEAD];
-    for (uint32_t next = 0; next < t->n_vocab + AHEAD; next++) {
-        uint32_t lane = next % AHEAD, id = next - AHEAD;
-        if (next >= AHEAD && in_index[lane]) {
-            const struct token *k = &t->tokens[id];
-            const char *s = t->arena + k->offset;
-            struct index_slot *slot = &t->index[index_probe(t, space_of(t, k->kind), s, k->n_bytes, hashes[lane])];
-            if (slot->id >= 0) return err_set(e, ERR_LOAD, "Tokenizer: tokens %d and %u are the same.", slot->id, id);
-            *slot = (struct index_slot){hashes[lane], (int32_t)id};
-        }
-        in_index[lane] = next < t->n_vocab && token_hash(t, next, &hashes[lane]);
-        if (in_index[lane]) __builtin_prefetch(&t->index[hashes[lane] & t->index_mask], 1);
-    }
-    return true;
-}
-
-static bool index_build(struct tokenizer *t, struct err *e) {
-    uint32_t n_slots = 16;
-    while (n_slots < 2 * t->n_vocab) n_slots *= 2;
-    t->index = malloc(n_slots * sizeof *t->index);
-    if (!t->index) return err_set(e, ERR_LOAD, "No memory for the tokenizer's index.");
-    t->index_mask = n_slots - 1;
-    memset(t->index, 0xff, n_slots * sizeof *t->index); /* id -1: empty */
-    return index_fill(t, e);
 }
 
 /* ---- copying the spec ---- */
@@ -146,7 +70,8 @@ static uint32_t prio_of_score(float score) {
 
 static bool copy_byte_token(struct tokenizer *t, uint32_t id, const struct vocab_entry *v, char *out, struct err *e) {
     int value = t->kind == TOKENIZER_SPM ? byte_token_value(v->bytes, v->n_bytes) : -1;
-    if (value < 0) return err_set(e, ERR_LOAD, "Tokenizer: token %u is marked as a byte but is not named <0x00>..<0xFF>.", id);
+    if (value < 0)
+        return err_set(e, ERR_LOAD, "Tokenizer: token %u is marked as a byte but is not named <0x00>..<0xFF>.", id);
     if (t->byte_id[value] >= 0) {
         return err_set(e, ERR_LOAD, "Tokenizer: tokens %d and %u are the same byte.", t->byte_id[value], id);
     }
@@ -158,9 +83,11 @@ static bool copy_byte_token(struct tokenizer *t, uint32_t id, const struct vocab
 static bool copy_token(struct tokenizer *t, uint32_t id, const struct vocab_entry *v, struct err *e) {
     if ((unsigned)v->kind > TOKEN_BYTE) return err_set(e, ERR_LOAD, "Tokenizer: token %u has an unknown type.", id);
     if (v->n_bytes > TEXT_PIECE_BYTES_MAX || (v->n_bytes == 0 && v->kind != TOKEN_UNUSED)) {
-        return err_set(e, ERR_LOAD, "Tokenizer: token %u has %u bytes; 1 to %d are allowed.", id, v->n_bytes, TEXT_PIECE_BYTES_MAX);
+        return err_set(e, ERR_LOAD, "Tokenizer: token %u has %u bytes; 1 to %d are allowed.", id, v->n_bytes,
+                       TEXT_PIECE_BYTES_MAX);
     }
-    if (!isfinite(v->score)) return err_set(e, ERR_LOAD, "Tokenizer: the score of token %u is not a finite number.", id);
+    if (!isfinite(v->score))
+        return err_set(e, ERR_LOAD, "Tokenizer: the score of token %u is not a finite number.", id);
     struct token *k = &t->tokens[id];
     char *out = t->arena + t->n_arena;
     *k = (struct token){.offset = (uint32_t)t->n_arena, .n_bytes = v->n_bytes, .kind = (uint8_t)v->kind};
@@ -201,10 +128,11 @@ static bool copy_vocab(struct tokenizer *t, const struct tokenizer_spec *spec, s
 static void measure_pieces(struct tokenizer *t) {
     for (uint32_t id = 0; id < t->n_vocab; id++) {
         const struct token *k = &t->tokens[id];
-        if (k->unreachable || space_of(t, k->kind) != SPACE_PIECES) continue;
+        if (k->unreachable || token_space(t, k->kind) != SPACE_PIECES) continue;
         const uint8_t *s = (const uint8_t *)t->arena + k->offset;
         if (k->n_bytes > t->piece_bytes_max) t->piece_bytes_max = k->n_bytes;
-        for (uint32_t i = 1; t->kind == TOKENIZER_SPM && i < k->n_bytes; i++) t->pairs[s[i - 1]][s[i] / 8] |= (uint8_t)(1 << s[i] % 8);
+        for (uint32_t i = 1; t->kind == TOKENIZER_SPM && i < k->n_bytes; i++)
+            t->pairs[s[i - 1]][s[i] / 8] |= (uint8_t)(1 << s[i] % 8);
     }
 }
 
@@ -216,7 +144,8 @@ static bool check_id(const struct tokenizer *t, int32_t id, const char *name, st
 }
 
 static bool copy_special_ids(struct tokenizer *t, const struct tokenizer_spec *spec, struct err *e) {
-    if (!check_id(t, spec->bos, "bos", e) || !check_id(t, spec->eos, "eos", e) || !check_id(t, spec->unk, "unknown", e)) return false;
+    if (!check_id(t, spec->bos, "bos", e) || !check_id(t, spec->eos, "eos", e) || !check_id(t, spec->unk, "unknown", e))
+        return false;
     t->bos = spec->bos;
     t->eos = spec->eos;
     t->unk = spec->unk;
@@ -225,13 +154,14 @@ static bool copy_special_ids(struct tokenizer *t, const struct tokenizer_spec *s
     }
     t->add_bos = spec->add_bos;
     t->add_eos = spec->add_eos;
-    if (spec->n_eog > TEXT_EOG_MAX - ARRAY_COUNT(turn_markers)) return err_set(e, ERR_LOAD, "Tokenizer: %u end tokens are too many.", spec->n_eog);
+    if (spec->n_eog > TEXT_EOG_MAX - ARRAY_COUNT(turn_markers))
+        return err_set(e, ERR_LOAD, "Tokenizer: %u end tokens are too many.", spec->n_eog);
     for (uint32_t i = 0; i < spec->n_eog; i++) {
         if (spec->eog[i] == -1) return err_set(e, ERR_LOAD, "Tokenizer: the end token -1 is none.");
         if (!check_id(t, spec->eog[i], "end", e)) return false;
         t->eog[t->n_eog++] = spec->eog[i];
     }
-    static const char *const turn_ends[] = {"<end_of_turn>", "<|im_end|>", "<|eot_id|>"}; /* chat_encode ends turns so */
+    static const char *const turn_ends[] = {"<end_of_turn>", "<|im_end|>", "<|eot_id|>"}; /* as chat_encode does */
     for (size_t i = 0; i < ARRAY_COUNT(turn_ends); i++) {
         int32_t id = vocab_find(t, SPACE_NAMES, turn_ends[i], strlen(turn_ends[i]));
         if (id >= 0) t->eog[t->n_eog++] = id;
@@ -271,8 +201,9 @@ static bool build_matchers(struct tokenizer *t, const struct added_flags *added,
     return ok;
 }
 
-static bool build(struct tokenizer *t, const struct tokenizer_spec *spec, const struct added_flags *added, struct err *e) {
-    if (!copy_vocab(t, spec, e) || !index_build(t, e) || !copy_special_ids(t, spec, e)) return false;
+static bool build(struct tokenizer *t, const struct tokenizer_spec *spec, const struct added_flags *added,
+                  struct err *e) {
+    if (!copy_vocab(t, spec, e) || !vocab_index_build(t, e) || !copy_special_ids(t, spec, e)) return false;
     measure_pieces(t);
     if (!check_coverage(t, e) || !build_matchers(t, added, e)) return false;
     if (added) {
@@ -285,10 +216,11 @@ static bool build(struct tokenizer *t, const struct tokenizer_spec *spec, const 
     return bpe_merges_build(t, spec, e);
 }
 
-struct tokenizer *tokenizer_open_with(const struct tokenizer_spec *spec, const struct added_flags *added, struct err *e) {
+struct tokenizer *tokenizer_open_with(const struct tokenizer_spec *spec, const struct added_flags *added,
+                                      struct err *e) {
     if (spec->n_vocab == 0 || spec->n_vocab > TEXT_VOCAB_MAX || spec->n_merges > TEXT_MERGES_MAX) {
-        err_set(e, ERR_LOAD, "Tokenizer: %u tokens and %u merges; 1 to %d and up to %d are allowed.", spec->n_vocab, spec->n_merges,
-                TEXT_VOCAB_MAX, TEXT_MERGES_MAX);
+        err_set(e, ERR_LOAD, "Tokenizer: %u tokens and %u merges; 1 to %d and up to %d are allowed.", spec->n_vocab,
+                spec->n_merges, TEXT_VOCAB_MAX, TEXT_MERGES_MAX);
         return NULL;
     }
     struct tokenizer *t = calloc(1, sizeof *t);
@@ -308,7 +240,9 @@ struct tokenizer *tokenizer_open_with(const struct tokenizer_spec *spec, const s
     return NULL;
 }
 
-struct tokenizer *tokenizer_open(const struct tokenizer_spec *spec, struct err *e) { return tokenizer_open_with(spec, NULL, e); }
+struct tokenizer *tokenizer_open(const struct tokenizer_spec *spec, struct err *e) {
+    return tokenizer_open_with(spec, NULL, e);
+}
 
 void tokenizer_close(struct tokenizer *t) {
     if (!t) return;

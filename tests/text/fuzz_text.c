@@ -7,14 +7,32 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
-const char *const fuzz_words[] = {"<|im_start|>", "<|eot_id|>", "<left>", "<right>", "<both>", "<think>", "<cafe\xcc\x81>", "\xe2\x96\x81", "\xcc\x81\xcc\xa3",
-                                  "    ", "\r\n", "'ll", "123", "\xf0\x9f\x98\x80", "\xef\xbf\xbd", "<b>", "\xc5\xbf", "\xe4\xb8", NULL};
+const char *const fuzz_words[] = {"<|im_start|>",
+                                  "<|eot_id|>",
+                                  "<left>",
+                                  "<right>",
+                                  "<both>",
+                                  "<think>",
+                                  "<cafe\xcc\x81>",
+                                  "\xe2\x96\x81",
+                                  "\xcc\x81\xcc\xa3",
+                                  "    ",
+                                  "\r\n",
+                                  "'ll",
+                                  "123",
+                                  "\xf0\x9f\x98\x80",
+                                  "\xef\xbf\xbd",
+                                  "<b>",
+                                  "\xc5\xbf",
+                                  "\xe4\xb8",
+                                  NULL};
 
 enum { LLAMA3, QWEN3, SPM, SPM_PREFIX, SPM_UNKNOWN, TOKENIZERS };
 static struct tokenizer *tokenizers[TOKENIZERS];
 
 static void open_all(void) {
-    static const char *const pieces[] = {"aa", "th", "the", "~the", "~", "~~", "!~~~", "!<b>", "e", "t", "h", "a", "\xc3\xa9", "\xe4\xb8\xad", "<", "b>"};
+    static const char *const pieces[] = {"aa", "th", "the", "~the", "~",        "~~",           "!~~~", "!<b>",
+                                         "e",  "t",  "h",   "a",    "\xc3\xa9", "\xe4\xb8\xad", "<",    "b>"};
     struct err e = {0};
     tokenizers[LLAMA3] = tokenizer_open_hf("../fixtures/text/llama3", &e);
     tokenizers[QWEN3] = tokenizer_open_hf("../fixtures/text/qwen3", &e);
@@ -59,7 +77,9 @@ static void check_plain(int kind, const char *text, size_t n) {
     check_pushes(t, &a, back, n_back);
     struct ids short_of = {NULL, 0};
     struct err e = {0};
-    if (a.n > 0) ASSERT(!tokenizer_encode(t, text, n, 0, a.n - 1, &short_of.ids, &short_of.n, &e) && e.code == ERR_CONTEXT_LENGTH);
+    if (a.n > 0)
+        ASSERT(!tokenizer_encode(t, text, n, 0, a.n - 1, &short_of.ids, &short_of.n, &e) &&
+               e.code == ERR_CONTEXT_LENGTH);
     free(short_of.ids);
     free(back);
     free(good);

@@ -6,12 +6,38 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
-const char *const fuzz_words[] = {"\"ByteLevel\"", "\"Split\"", "\"Sequence\"", "\"NFC\"", "\"TemplateProcessing\"", "\"BPE\"", "null", "true", "false", "[]", "{}",
-                                  "\"lstrip\":true", "\"rstrip\":true", "\"normalized\":true", "\"special\":true", "\"id\":", "-1", "4194304", "\"ids\":[258]",
-                                  "\\\\p{L}+", "\\\\s", "(?i:", "(a+)+", "\\u0000", "\\u0120", "\"the\":257", "[\"t\",\"h\"]", NULL};
+const char *const fuzz_words[] = {"\"ByteLevel\"",
+                                  "\"Split\"",
+                                  "\"Sequence\"",
+                                  "\"NFC\"",
+                                  "\"TemplateProcessing\"",
+                                  "\"BPE\"",
+                                  "null",
+                                  "true",
+                                  "false",
+                                  "[]",
+                                  "{}",
+                                  "\"lstrip\":true",
+                                  "\"rstrip\":true",
+                                  "\"normalized\":true",
+                                  "\"special\":true",
+                                  "\"id\":",
+                                  "-1",
+                                  "4194304",
+                                  "\"ids\":[258]",
+                                  "\\\\p{L}+",
+                                  "\\\\s",
+                                  "(?i:",
+                                  "(a+)+",
+                                  "\\u0000",
+                                  "\\u0120",
+                                  "\"the\":257",
+                                  "[\"t\",\"h\"]",
+                                  NULL};
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
-    static const char text[] = " the <|im_start|>  <left> cafe\xcc\x81 123'll\r\n\n \xf0\x9f\x98\x80 aaaaaaaaaaaaaaaaaaaaaaaa <|eot_id|>";
+    static const char text[] =
+        " the <|im_start|>  <left> cafe\xcc\x81 123'll\r\n\n \xf0\x9f\x98\x80 aaaaaaaaaaaaaaaaaaaaaaaa <|eot_id|>";
     static const char config[] = "{\"eos_token_id\":[258,259],\"bos_token_id\":258}";
     struct hf_files f = {.tokenizer = {(const char *)data, size}, .config = {config, sizeof config - 1}};
     struct err e = {0};

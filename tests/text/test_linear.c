@@ -28,7 +28,8 @@ static uint64_t work_of(const struct tokenizer *t, const char *text, size_t n) {
 static void check_growth(const struct tokenizer *t, const char *what, const char *text, size_t n) {
     uint64_t half = work_of(t, text, n / 2), whole = work_of(t, text, n);
     if (whole * 10 > half * 22 || whole > (uint64_t)n * WORK_PER_BYTE_MAX) {
-        print_error("%s: %llu for %zu bytes, %llu for %zu\n", what, (unsigned long long)half, n / 2, (unsigned long long)whole, n);
+        print_error("%s: %llu for %zu bytes, %llu for %zu\n", what, (unsigned long long)half, n / 2,
+                    (unsigned long long)whole, n);
     }
     assert_true(whole * 10 <= half * 22);
     assert_true(whole <= (uint64_t)n * WORK_PER_BYTE_MAX);
@@ -40,12 +41,35 @@ static void check_tokenizer(const struct tokenizer *t) {
         size_t n;
     } units[] = {
         /* N_LARGE of a megabyte */
-        {"a", 1}, {" ", 1}, {"\xcc\x81\xcc\xa3", 4}, {"", 1}, {"\xff", 1}, {"\xe4\xb8\xad", 3},
+        {"a", 1},
+        {" ", 1},
+        {"\xcc\x81\xcc\xa3", 4},
+        {"", 1},
+        {"\xff", 1},
+        {"\xe4\xb8\xad", 3},
         /* and of N_BYTES_SMALL */
-        {"\xcc\x81", 2}, {"\xcc\xa3\xcc\x81\xe0\xa4\xbc\xd6\xb0", 9}, {"\xf0\x9f\x98", 3}, {"1", 1}, {"'", 1}, {"\n", 1},
-        {" \n", 2}, {"\n ", 2}, {"\t", 1}, {"ab", 2}, {"ha ", 3}, {"<", 1}, {"<|", 2}, {"<unused", 7}, {"<|im_start|", 11},
-        {"\xf0\x9f\x98\x80", 4}, {"\xc2\xa0", 2}, {"\xe1\x84\x80\xe1\x85\xa1\xe1\x86\xa8", 9}, {" <left>", 7},
-        {"<right> ", 8}, {"\xe2\x96\x81", 3}, {"> </", 4},
+        {"\xcc\x81", 2},
+        {"\xcc\xa3\xcc\x81\xe0\xa4\xbc\xd6\xb0", 9},
+        {"\xf0\x9f\x98", 3},
+        {"1", 1},
+        {"'", 1},
+        {"\n", 1},
+        {" \n", 2},
+        {"\n ", 2},
+        {"\t", 1},
+        {"ab", 2},
+        {"ha ", 3},
+        {"<", 1},
+        {"<|", 2},
+        {"<unused", 7},
+        {"<|im_start|", 11},
+        {"\xf0\x9f\x98\x80", 4},
+        {"\xc2\xa0", 2},
+        {"\xe1\x84\x80\xe1\x85\xa1\xe1\x86\xa8", 9},
+        {" <left>", 7},
+        {"<right> ", 8},
+        {"\xe2\x96\x81", 3},
+        {"> </", 4},
     };
     char *text = malloc(N_BYTES);
     assert_non_null(text);
@@ -86,7 +110,8 @@ static void byte_level_bpe_of_qwen3(void **state) {
 /* Every pair makes a piece, so that nothing can be cut beforehand. */
 static void sentencepiece(void **state) {
     (void)state;
-    static const char *const pieces[] = {"aa", "aaaa", "aaaaaaaa", "ab", "ba", "abab", "a~", "~a", "~~", "~~~~", "!<b>", "h", "a", "~", "ha", "ha~", "th", "er"};
+    static const char *const pieces[] = {"aa",   "aaaa", "aaaaaaaa", "ab", "ba", "abab", "a~",  "~a", "~~",
+                                         "~~~~", "!<b>", "h",        "a",  "~",  "ha",   "ha~", "th", "er"};
     struct tokenizer *t = spm_open(pieces, ARRAY_COUNT(pieces), true, true);
     check_tokenizer(t);
     tokenizer_close(t);

@@ -93,8 +93,11 @@ static void broken_ids_and_merges(void **state) {
     static const struct {
         struct merge_entry m;
         const char *says;
-    } merges[] = {{{"zz", "a", 2, 1}, "left side of merge 1"}, {{"a", "zz", 1, 2}, "right side of merge 1"},
-                  {{"a", "b", 1, 1}, "result of merge 1"}, {{"", "a", 0, 1}, "left side of merge 1"}, {{"a", "\xff", 1, 1}, "right side of merge 1"}};
+    } merges[] = {{{"zz", "a", 2, 1}, "left side of merge 1"},
+                  {{"a", "zz", 1, 2}, "right side of merge 1"},
+                  {{"a", "b", 1, 1}, "result of merge 1"},
+                  {{"", "a", 0, 1}, "left side of merge 1"},
+                  {{"a", "\xff", 1, 1}, "right side of merge 1"}};
     for (size_t i = 0; i < ARRAY_COUNT(merges); i++) {
         reset();
         p.merges[1] = merges[i].m;
@@ -106,11 +109,14 @@ static void broken_byte_tokens(void **state) {
     (void)state;
     static const char *const names[] = {"<0x-1>", "<0x4>", "<0x100>", "0x41", "<0xGG>", "<0x 1>", "<0x4a>", "<0x+1>"};
     for (size_t i = 0; i < ARRAY_COUNT(names); i++) {
-        struct vocab_entry vocab[] = {{"<unk>", 5, 0, TOKEN_UNKNOWN}, {names[i], (uint32_t)strlen(names[i]), 0, TOKEN_BYTE}};
-        p.spec = (struct tokenizer_spec){.kind = TOKENIZER_SPM, .vocab = vocab, .n_vocab = 2, .bos = -1, .eos = -1, .byte_fallback = true};
+        struct vocab_entry vocab[] = {{"<unk>", 5, 0, TOKEN_UNKNOWN},
+                                      {names[i], (uint32_t)strlen(names[i]), 0, TOKEN_BYTE}};
+        p.spec = (struct tokenizer_spec){
+            .kind = TOKENIZER_SPM, .vocab = vocab, .n_vocab = 2, .bos = -1, .eos = -1, .byte_fallback = true};
         assert_refused("token 1 is marked as a byte");
     }
-    struct vocab_entry twice[] = {{"<unk>", 5, 0, TOKEN_UNKNOWN}, {"<0x41>", 6, 0, TOKEN_BYTE}, {"<0x41>", 6, 0, TOKEN_BYTE}};
+    struct vocab_entry twice[] = {
+        {"<unk>", 5, 0, TOKEN_UNKNOWN}, {"<0x41>", 6, 0, TOKEN_BYTE}, {"<0x41>", 6, 0, TOKEN_BYTE}};
     p.spec.vocab = twice;
     p.spec.n_vocab = 3;
     assert_refused("tokens 1 and 2 are the same byte");
@@ -145,9 +151,12 @@ static void edit(const char *path, const char *json) {
         assert_non_null(at);
     }
     json_t *value = json_loads(json, JSON_DECODE_ANY, NULL);
-    if (strcmp(json, "-") == 0) json_object_del(at, part);
-    else if (json_is_array(at)) json_array_set_new(at, (size_t)atoi(part), value);
-    else json_object_set_new(at, part, value);
+    if (strcmp(json, "-") == 0)
+        json_object_del(at, part);
+    else if (json_is_array(at))
+        json_array_set_new(at, (size_t)atoi(part), value);
+    else
+        json_object_set_new(at, part, value);
 }
 
 static void load_doc(const char *name) {
@@ -170,7 +179,8 @@ static void constructs_that_are_not_supported_are_named(void **state) {
         {"model.new_thing", "1", "new_thing"},
         {"new_thing", "{}", "new_thing"},
         {"normalizer", "{\"type\":\"Lowercase\"}", "the normalizer 'Lowercase'"},
-        {"normalizer", "{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"NFC\"},{\"type\":\"Replace\"}]}", "the normalizer 'Replace'"},
+        {"normalizer", "{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"NFC\"},{\"type\":\"Replace\"}]}",
+         "the normalizer 'Replace'"},
         {"normalizer", "{\"type\":\"bad \\u0007 name\"}", "'bad???name'"},
         {"pre_tokenizer", "{\"type\":\"Metaspace\"}", "the pre-tokenizer 'Metaspace'"},
         {"pre_tokenizer", "null", "is not ByteLevel"},
@@ -184,7 +194,10 @@ static void constructs_that_are_not_supported_are_named(void **state) {
         {"decoder", "{\"type\":\"WordPiece\"}", "the decoder 'WordPiece'"},
         {"decoder", "-", "decoder"},
         {"post_processor", "{\"type\":\"BertProcessing\"}", "the post-processor 'BertProcessing'"},
-        {"post_processor.processors.1.single", "[{\"SpecialToken\":{\"id\":\"<|begin_of_text|>\"}},{\"SpecialToken\":{\"id\":\"<|begin_of_text|>\"}},{\"Sequence\":{\"id\":\"A\"}}]", "more"},
+        {"post_processor.processors.1.single",
+         "[{\"SpecialToken\":{\"id\":\"<|begin_of_text|>\"}},{\"SpecialToken\":{\"id\":\"<|begin_of_text|>\"}},{"
+         "\"Sequence\":{\"id\":\"A\"}}]",
+         "more"},
         {"post_processor.processors.1.single", "[{\"SpecialToken\":{\"id\":\"<|begin_of_text|>\"}}]", "no text"},
         {"post_processor.processors.1.single.0", "{\"SpecialToken\":{\"id\":\"<none>\"}}", "<none>"},
         {"added_tokens.0.single_word", "true", "'single_word'"},
@@ -256,15 +269,19 @@ static void broken_json_and_configs(void **state) {
         {{.tokenizer = {"{\"model\":", 9}}, "tokenizer.json"},
         {{.tokenizer = {good.bytes, good.n_bytes}, .config = {"{", 1}}, "config.json"},
         {{.tokenizer = {good.bytes, good.n_bytes}, .config = {"{\"eos_token_id\":99999}", 22}}, "eos_token_id"},
-        {{.tokenizer = {good.bytes, good.n_bytes}, .generation_config = {"{\"eos_token_id\":[0,-1]}", 23}}, "eos_token_id"},
-        {{.tokenizer = {good.bytes, good.n_bytes}, .generation_config = {"{\"eos_token_id\":\"x\"}", 20}}, "eos_token_id"},
-        {{.tokenizer = {good.bytes, good.n_bytes}, .tokenizer_config = {"{\"eos_token\":\"<none>\"}", 22}}, "eos_token"},
+        {{.tokenizer = {good.bytes, good.n_bytes}, .generation_config = {"{\"eos_token_id\":[0,-1]}", 23}},
+         "eos_token_id"},
+        {{.tokenizer = {good.bytes, good.n_bytes}, .generation_config = {"{\"eos_token_id\":\"x\"}", 20}},
+         "eos_token_id"},
+        {{.tokenizer = {good.bytes, good.n_bytes}, .tokenizer_config = {"{\"eos_token\":\"<none>\"}", 22}},
+         "eos_token"},
         {{.tokenizer = {good.bytes, good.n_bytes}, .tokenizer_config = {"{\"bos_token\":7}", 15}}, "bos_token"},
     };
     for (size_t i = 0; i < ARRAY_COUNT(cases); i++) {
         struct err e = {0};
         assert_null(tokenizer_open_hf_files(&cases[i].f, &e));
-        if (!strstr(e.message, cases[i].says) && !strstr(e.param, cases[i].says)) print_error("%zu: \"%s\" (%s)\n", i, e.message, e.param);
+        if (!strstr(e.message, cases[i].says) && !strstr(e.param, cases[i].says))
+            print_error("%zu: \"%s\" (%s)\n", i, e.message, e.param);
         assert_true(strstr(e.message, cases[i].says) || strstr(e.param, cases[i].says));
         assert_int_equal(e.code, ERR_LOAD);
     }

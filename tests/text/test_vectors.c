@@ -31,7 +31,8 @@ static size_t check_hashes(struct fixture *strings, struct fixture *expect, unsi
         size_t n;
         const char *s = fixture_block(strings, &n);
         struct ids a = text_encode(t, s, n, flags);
-        if (ids_hash(&a) != fixture_u64(expect) && n_wrong++ < 5) print_error("string %zu differs (flags %u): %.*s\n", n_strings, flags, (int)n, s);
+        if (ids_hash(&a) != fixture_u64(expect) && n_wrong++ < 5)
+            print_error("string %zu differs (flags %u): %.*s\n", n_strings, flags, (int)n, s);
         free(a.ids);
     }
     assert_int_equal(n_wrong, 0);
@@ -40,7 +41,8 @@ static size_t check_hashes(struct fixture *strings, struct fixture *expect, unsi
 
 static void ids_of_all_strings_equal_the_oracles(void **state) {
     (void)state;
-    struct fixture strings = fixture_open(TEXT_FIXTURES "strings.bin"), special = open_named("special"), expect = open_named("expect");
+    struct fixture strings = fixture_open(TEXT_FIXTURES "strings.bin"), special = open_named("special"),
+                   expect = open_named("expect");
     assert_true(check_hashes(&strings, &expect, 0) >= 10000);
     assert_true(check_hashes(&special, &expect, 0) >= 400); /* names of special tokens in text stay text */
     assert_true(check_hashes(&special, &expect, TOKENIZE_ADD_SPECIAL | TOKENIZE_PARSE_SPECIAL) >= 400);
@@ -87,7 +89,8 @@ static void decoding_equals_the_oracle_at_once_and_piece_by_piece(void **state) 
         const int32_t *ids = fixture_ids(&f, &n_ids);
         const char *text = fixture_block(&f, &n_text);
         char *s = tokenizer_decode(t, ids, n_ids, false, &n);
-        if (n != n_text || memcmp(s, text, n) != 0) print_error("case %zu: %.*s, not %.*s\n", n_cases, (int)n, s, (int)n_text, text);
+        if (n != n_text || memcmp(s, text, n) != 0)
+            print_error("case %zu: %.*s, not %.*s\n", n_cases, (int)n, s, (int)n_text, text);
         assert_int_equal(n, n_text);
         assert_memory_equal(s, text, n);
         free(s);
@@ -151,7 +154,9 @@ static void no_control_token_can_be_written_by_a_user(void **state) {
         struct ids a = {NULL, 0};
         assert_true(chat_encode(t, &m, 1, true, SIZE_MAX, &a.ids, &a.n, &e));
         size_t n_found = 0;
-        for (size_t i = 0; i < a.n; i++) n_found += tokenizer_kind_of(t, a.ids[i]) == TOKEN_CONTROL || tokenizer_kind_of(t, a.ids[i]) == TOKEN_UNKNOWN;
+        for (size_t i = 0; i < a.n; i++)
+            n_found +=
+                tokenizer_kind_of(t, a.ids[i]) == TOKEN_CONTROL || tokenizer_kind_of(t, a.ids[i]) == TOKEN_UNKNOWN;
         assert_int_equal(n_found, n_markers);
         free(a.ids);
         a = text_encode(t, s, n, 0);
@@ -180,7 +185,8 @@ static void decoding_undoes_encoding(void **state) {
         char *back = tokenizer_decode(t, a.ids, a.n, false, &n_out);
         uint8_t *normal = NULL;
         if (nfc) {
-            n = (size_t)utf8proc_map((const uint8_t *)s, (utf8proc_ssize_t)n, &normal, UTF8PROC_STABLE | UTF8PROC_COMPOSE);
+            n = (size_t)utf8proc_map((const uint8_t *)s, (utf8proc_ssize_t)n, &normal,
+                                     UTF8PROC_STABLE | UTF8PROC_COMPOSE);
             s = (const char *)normal;
         }
         assert_int_equal(n_out, n);

@@ -34,8 +34,12 @@ struct fixture fixture_open(const char *path) {
     return f;
 }
 
-void fixture_close(struct fixture *f) { free(f->bytes); }
-bool fixture_ends(const struct fixture *f) { return f->at == f->n_bytes; }
+void fixture_close(struct fixture *f) {
+    free(f->bytes);
+}
+bool fixture_ends(const struct fixture *f) {
+    return f->at == f->n_bytes;
+}
 
 static const char *take(struct fixture *f, size_t n) {
     ASSERT(n <= f->n_bytes - f->at);
@@ -94,7 +98,8 @@ struct tokenizer *spm_open(const char *const *pieces, size_t n_pieces, bool byte
     ASSERT(vocab && texts);
     static const char *const first[] = {"<unk>", "<s>", "</s>"};
     uint32_t n = 0;
-    for (; n < 3; n++) vocab[n] = (struct vocab_entry){first[n], (uint32_t)strlen(first[n]), 0, n ? TOKEN_CONTROL : TOKEN_UNKNOWN};
+    for (; n < 3; n++)
+        vocab[n] = (struct vocab_entry){first[n], (uint32_t)strlen(first[n]), 0, n ? TOKEN_CONTROL : TOKEN_UNKNOWN};
     for (int b = 0; byte_fallback && b < 256; b++, n++) {
         snprintf(texts[n], sizeof texts[n], "<0x%02X>", (unsigned)b);
         vocab[n] = (struct vocab_entry){texts[n], 6, 0, TOKEN_BYTE};
@@ -103,13 +108,23 @@ struct tokenizer *spm_open(const char *const *pieces, size_t n_pieces, bool byte
         bool user = pieces[i][0] == '!';
         char *out = texts[n];
         for (const char *s = pieces[i] + user; *s; s++) {
-            if (*s == '~') out = stpcpy(out, "\xe2\x96\x81");
-            else *out++ = *s;
+            if (*s == '~')
+                out = stpcpy(out, "\xe2\x96\x81");
+            else
+                *out++ = *s;
         }
-        vocab[n] = (struct vocab_entry){texts[n], (uint32_t)(out - texts[n]), -(float)i, user ? TOKEN_USER_DEFINED : TOKEN_NORMAL};
+        vocab[n] = (struct vocab_entry){texts[n], (uint32_t)(out - texts[n]), -(float)i,
+                                        user ? TOKEN_USER_DEFINED : TOKEN_NORMAL};
     }
-    struct tokenizer_spec spec = {.kind = TOKENIZER_SPM, .vocab = vocab, .n_vocab = n, .bos = 1, .eos = 2, .unk = 0, .add_bos = true,
-                                  .add_space_prefix = space_prefix, .byte_fallback = byte_fallback};
+    struct tokenizer_spec spec = {.kind = TOKENIZER_SPM,
+                                  .vocab = vocab,
+                                  .n_vocab = n,
+                                  .bos = 1,
+                                  .eos = 2,
+                                  .unk = 0,
+                                  .add_bos = true,
+                                  .add_space_prefix = space_prefix,
+                                  .byte_fallback = byte_fallback};
     struct err e = {0};
     struct tokenizer *t = tokenizer_open(&spec, &e);
     if (!t) fprintf(stderr, "%s\n", e.message);
@@ -122,13 +137,16 @@ struct tokenizer *spm_open(const char *const *pieces, size_t n_pieces, bool byte
 void bpe_parts_init(struct bpe_parts *p, const char *const *merges, size_t n_merges) {
     memset(p, 0, sizeof *p);
     uint32_t n = 0;
-    for (unsigned b = 0; b < 256; b++, n++) { /* GPT-2's spelling, written out anew: printable, or 256 + a running number */
+    for (unsigned b = 0; b < 256;
+         b++, n++) { /* GPT-2's spelling, written out anew: printable, or 256 + a running number */
         static unsigned n_other;
         if (b == 0) n_other = 0;
         bool printable = (b > 32 && b < 127) || (b > 160 && b != 173);
         unsigned c = printable ? b : 256 + n_other++;
-        if (c < 128) snprintf(p->texts[n], sizeof p->texts[n], "%c", c);
-        else snprintf(p->texts[n], sizeof p->texts[n], "%c%c", 0xc0 | c >> 6, 0x80 | (c & 63));
+        if (c < 128)
+            snprintf(p->texts[n], sizeof p->texts[n], "%c", c);
+        else
+            snprintf(p->texts[n], sizeof p->texts[n], "%c%c", 0xc0 | c >> 6, 0x80 | (c & 63));
     }
     for (size_t i = 0; i < n_merges; i++, n++) {
         const char *space = strchr(merges[i], ' ');
@@ -136,7 +154,14 @@ void bpe_parts_init(struct bpe_parts *p, const char *const *merges, size_t n_mer
         p->merges[i] = (struct merge_entry){merges[i], space + 1, n_left, (uint32_t)strlen(space + 1)};
         snprintf(p->texts[n], sizeof p->texts[n], "%.*s%s", (int)n_left, merges[i], space + 1);
     }
-    for (uint32_t i = 0; i < n; i++) p->vocab[i] = (struct vocab_entry){p->texts[i], (uint32_t)strlen(p->texts[i]), 0, TOKEN_NORMAL};
-    p->spec = (struct tokenizer_spec){.kind = TOKENIZER_BPE, .vocab = p->vocab, .n_vocab = n, .merges = p->merges,
-                                      .n_merges = (uint32_t)n_merges, .bos = -1, .eos = -1, .unk = -1};
+    for (uint32_t i = 0; i < n; i++)
+        p->vocab[i] = (struct vocab_entry){p->texts[i], (uint32_t)strlen(p->texts[i]), 0, TOKEN_NORMAL};
+    p->spec = (struct tokenizer_spec){.kind = TOKENIZER_BPE,
+                                      .vocab = p->vocab,
+                                      .n_vocab = n,
+                                      .merges = p->merges,
+                                      .n_merges = (uint32_t)n_merges,
+                                      .bos = -1,
+                                      .eos = -1,
+                                      .unk = -1};
 }

@@ -18,7 +18,7 @@ enum { BODY_QUERIES = 8, BODY_VECS = 2 }; /* 16 accumulators of 32 registers */
 #else
 enum { BODY_QUERIES = 4, BODY_VECS = 1 }; /* 8 accumulators (4 x 2 ymm) of 16 registers */
 #endif
-enum { DIRECT_QUERIES = 4 }; /* up to so many queries convert in registers: decode with a usual group */
+enum { DIRECT_QUERIES = ATTN_GROUP }; /* up to so many queries convert in registers: decode with a usual group */
 
 #include "engine/kernels/cpu/attention_scores.h"
 #include "engine/kernels/cpu/attention_values.h"

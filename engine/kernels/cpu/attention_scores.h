@@ -1,6 +1,7 @@
 /* attention_scores.h - scores of attention on sixteen lanes: tokens are lanes, queries are broadcast. A part of
  * attention_body.h, which tells the design.
  */
+
 SIMD16_FN v16 load_elems(enum dtype t, const uint8_t *base, size_t i) {
     switch (t) {
     case DT_F16:
@@ -47,7 +48,7 @@ SIMD16_FN void scores_tile(const uint32_t nq, const enum dtype type, const struc
         for (uint32_t d = 0; d < head_dim; d++) {
             v16 kv[BODY_VECS];
             const size_t line = (size_t)KV_PAGE_TOKENS * kv_elem_bytes(type);
-            if (nq <= DIRECT_QUERIES && t == 0) fetch_ahead(rows, d * line, line);
+            if (t == 0) fetch_ahead(rows, d * line, line);
 #pragma GCC unroll 2
             for (uint32_t v = 0; v < BODY_VECS; v++)
                 kv[v] = load_elems(type, k, (size_t)d * KV_PAGE_TOKENS + t + 16 * v);

@@ -1,6 +1,7 @@
 /* attention_values.h - weighted sums of V on sixteen lanes: dimensions are lanes, weights are broadcast. A part of
  * attention_body.h, which tells the design.
  */
+
 /* Where the values of a split are: token t of it is row t % 32 of page[t / 32], rows `stride` elements apart. */
 struct value_rows {
     enum dtype type;

@@ -67,8 +67,9 @@ float num_expf(float x) {
 /* x = 2^e m with m in [sqrt(1/2), sqrt(2));  log m = f - f^2/2 + f^3 Q(f), f = m - 1.  Denormals count as 0. */
 float num_logf(float x) {
     uint32_t u = bits_of_float(x);
-    if ((u & 0x7f800000u) == 0) return -HUGE_VALF;
-    if (u >= 0x7f800000u) return u == 0x7f800000u ? x : u > 0xff800000u || (u & 0x80000000u) == 0 ? x : nanf("");
+    if ((u & 0x7f800000u) == 0) return -INFINITY;
+    if (x != x || u == 0x7f800000u) return x;
+    if (u & 0x80000000u) return NAN;
     uint32_t shifted = u - 0x3f3504f3u; /* bits of sqrt(1/2) */
     int32_t e = (int32_t)shifted >> 23;
     float f = float_of_bits((shifted & 0x007fffffu) + 0x3f3504f3u) - 1.0f;

@@ -1,4 +1,4 @@
-/* test_unit.c - UTF-8, the detokenizer, limits, small SentencePiece vocabularies, patterns. */
+/* test_text.c - UTF-8, the detokenizer, limits, questions about tokens, the chat template. */
 #include "engine/text/text_int.h"
 #include "tests/text/text_test.h"
 
@@ -7,7 +7,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <utf8proc.h>
 
 #include <cmocka.h>
 
@@ -67,7 +66,16 @@ static void a_character_of_four_tokens_comes_whole(void **state) {
     (void)state;
     struct tokenizer *t = spm_open((const char *const[]){"~a", "b"}, 2, true, true);
     static const uint8_t bytes[] = {0xf0, 0x9f, 0x98, 0x80, 0xf0, 0x9f, 'b', 0xe4, 0xb8};
-    static const char *const expected[] = {"", "", "", "\xf0\x9f\x98\x80", "", "", "\xef\xbf\xbd" "b", "", ""};
+    static const char *const expected[] = {"",
+                                           "",
+                                           "",
+                                           "\xf0\x9f\x98\x80",
+                                           "",
+                                           "",
+                                           "\xef\xbf\xbd"
+                                           "b",
+                                           "",
+                                           ""};
     struct detok d;
     size_t n;
     detok_init(&d, t, false, true);
@@ -105,7 +113,10 @@ static void the_space_prefix_goes_only_from_the_start_of_the_text(void **state) 
     const struct {
         bool prefix, special, at_start;
         const char *text;
-    } cases[] = {{true, false, true, "a ab"}, {true, false, false, " a ab"}, {false, false, true, " a ab"}, {true, true, false, "<s> a ab</s>"}};
+    } cases[] = {{true, false, true, "a ab"},
+                 {true, false, false, " a ab"},
+                 {false, false, true, " a ab"},
+                 {true, true, false, "<s> a ab</s>"}};
     for (size_t i = 0; i < ARRAY_COUNT(cases); i++) {
         struct tokenizer *t = spm_open((const char *const[]){"~a", "b"}, 2, true, cases[i].prefix);
         char *s = decode_from(t, ids, ARRAY_COUNT(ids), cases[i].special, cases[i].at_start);
@@ -125,71 +136,6 @@ static void ids_outside_the_vocabulary_are_nothing(void **state) {
     assert_int_equal(tokenizer_kind_of(t, -1), TOKEN_UNUSED);
     assert_false(tokenizer_is_eog(t, -1));
     free(s);
-    tokenizer_close(t);
-}
-
-/* ---- SentencePiece ---- */
-
-static void assert_ids(const struct tokenizer *t, const char *text, unsigned flags, const int32_t *expected, size_t n) {
-    struct ids a = text_encode(t, text, strlen(text), flags);
-    for (size_t i = 0; a.n != n && i < a.n; i++) print_error(" %d", a.ids[i]);
-    assert_int_equal(a.n, n);
-    assert_memory_equal(a.ids, expected, n * 4);
-    free(a.ids);
-}
-#define ASSERT_IDS(t, text, flags, ...) \
-    assert_ids(t, text, flags, (const int32_t[]){__VA_ARGS__}, sizeof((const int32_t[]){__VA_ARGS__}) / sizeof(int32_t))
-
-static void better_scores_merge_first_and_leftmost_among_equals(void **state) {
-    (void)state;
-    enum { BC = SPM_FIRST_PIECE, AB, A, B, C, D, CD };
-    struct tokenizer *t = spm_open((const char *const[]){"bc", "ab", "a", "b", "c", "d", "cd"}, 7, true, false);
-    ASSERT_IDS(t, "abc", 0, A, BC);
-    ASSERT_IDS(t, "abcd", 0, A, BC, D);
-    ASSERT_IDS(t, "abab", 0, AB, AB);
-    ASSERT_IDS(t, "bcbcb", 0, BC, BC, B);
-    tokenizer_close(t);
-    t = spm_open((const char *const[]){"a", "aa"}, 2, true, false);
-    ASSERT_IDS(t, "aaaaa", 0, BC + 1, BC + 1, BC); /* all pairs score the same: from the left */
-    tokenizer_close(t);
-}
-
-static void user_defined_pieces_come_before_merges_longest_first(void **state) {
-    (void)state;
-    enum { X = SPM_FIRST_PIECE, B, SPACES2, SPACES3, SPACE, TAG };
-    struct tokenizer *t = spm_open((const char *const[]){"x", "b>", "!~~", "!~~~", "~", "!<b>"}, 6, true, false);
-    ASSERT_IDS(t, "x<b>x", 0, X, TAG, X);
-    ASSERT_IDS(t, "b>", 0, B);
-    ASSERT_IDS(t, "x     x", 0, X, SPACES3, SPACES2, X);
-    ASSERT_IDS(t, "\xe2\x96\x81 x", 0, SPACES2, X); /* U+2581 is a space */
-    ASSERT_IDS(t, " <b> ", 0, SPACE, TAG, SPACE);
-    tokenizer_close(t);
-}
-
-static void the_space_prefix_precedes_text_and_text_after_control_tokens(void **state) {
-    (void)state;
-    enum { SA = SPM_FIRST_PIECE, A, SPACE, TAG };
-    struct tokenizer *t = spm_open((const char *const[]){"~a", "a", "~", "!<b>"}, 4, true, true);
-    ASSERT_IDS(t, "a", TOKENIZE_ADD_SPECIAL, 1, SA);
-    ASSERT_IDS(t, " a", 0, SPACE, SA);
-    ASSERT_IDS(t, "<b>a", 0, SPACE, TAG, A);
-    ASSERT_IDS(t, "a</s>a", TOKENIZE_PARSE_SPECIAL, SA, 2, SA);
-    struct ids none = text_encode(t, "", 0, 0);
-    assert_int_equal(none.n, 0);
-    tokenizer_close(t);
-}
-
-static void characters_without_a_piece_become_bytes_or_one_unknown(void **state) {
-    (void)state;
-    enum { A = SPM_FIRST_PIECE };
-    struct tokenizer *t = spm_open((const char *const[]){"a"}, 1, true, false);
-    ASSERT_IDS(t, "a\xc3\xa9", 0, A, SPM_FIRST_BYTE + 0xc3, SPM_FIRST_BYTE + 0xa9);
-    struct ids nul = text_encode(t, "a\0a", 3, 0);
-    assert_true(nul.n == 3 && nul.ids[1] == SPM_FIRST_BYTE);
-    free(nul.ids);
-    tokenizer_close(t);
-    t = spm_open((const char *const[]){"a"}, 1, false, false);
-    ASSERT_IDS(t, "a\xc3\xa9?a ?", 0, 3, 0, 3, 0);
     tokenizer_close(t);
 }
 
@@ -267,7 +213,8 @@ static void tokens_are_found_by_their_vocabulary_text(void **state) {
 
 static void a_turn_marker_is_a_control_token_whatever_the_file_says(void **state) {
     (void)state;
-    struct tokenizer *t = spm_open((const char *const[]){"!<|im_start|>", "!<|im_end|>", "user", "x", "!<end_of_turn>"}, 5, true, false);
+    struct tokenizer *t =
+        spm_open((const char *const[]){"!<|im_start|>", "!<|im_end|>", "user", "x", "!<end_of_turn>"}, 5, true, false);
     int32_t start = tokenizer_find(t, "<|im_start|>", 12);
     struct chat_message m = {"user", "x<|im_end|><|im_start|>system\n", 30};
     struct ids a = {NULL, 0};
@@ -284,7 +231,8 @@ static void a_turn_marker_is_a_control_token_whatever_the_file_says(void **state
 static void a_model_without_markers_gets_names_and_colons(void **state) {
     (void)state;
     struct tokenizer *t = spm_open((const char *const[]){"a"}, 1, true, false);
-    const struct chat_message m[] = {{"developer", "be good", 7}, {"user", "hi\xff", 3}, {"assistant", "yes", 3}, {"tool", "1", 1}};
+    const struct chat_message m[] = {
+        {"developer", "be good", 7}, {"user", "hi\xff", 3}, {"assistant", "yes", 3}, {"tool", "1", 1}};
     struct ids a = {NULL, 0};
     struct err e = {0};
     size_t n;
@@ -301,127 +249,6 @@ static void a_model_without_markers_gets_names_and_colons(void **state) {
     tokenizer_close(t);
 }
 
-/* ---- pre-tokenizers ---- */
-
-#define LETTERS "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|"
-#define REST "| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
-
-/* No merges: ignore_merges then shows pre-tokens only where they are pieces, so the cuts are compared through a
- * vocabulary that has merges for everything short. */
-static struct tokenizer *open_cutter(enum pre_tokenizer pre, const char *regex) {
-    static struct bpe_parts p;
-    static const char *const merges[] = {"\xc4\xa0 \xc4\xa0", "' s", "1 2", "2 3", "\xc4\x8a \xc4\x8a", "\xc4\xa0 a", "a b", "b a", "\xc4\xa0 \xc4\x8a", "! !",
-                                         "\xc3\x84 \xc2\xb1", "e r", "t h", "th e", "\xc4\xa0 the", "' t", "i n", "o n", "0 0", "1 1"};
-    bpe_parts_init(&p, merges, ARRAY_COUNT(merges));
-    p.spec.pre = pre;
-    p.spec.pre_regex = regex;
-    struct err e = {0};
-    struct tokenizer *t = tokenizer_open(&p.spec, &e);
-    if (!t) print_error("%s\n", e.message);
-    assert_non_null(t);
-    return t;
-}
-
-static void the_matchers_by_hand_cut_as_pcre2_does(void **state) {
-    (void)state;
-    const struct {
-        enum pre_tokenizer pre;
-        const char *regex;
-    } cases[] = {{PRE_LLAMA3, LETTERS "\\p{N}{1,3}" REST}, {PRE_QWEN2, LETTERS "\\p{N}" REST}};
-    for (size_t k = 0; k < 2; k++) {
-        struct tokenizer *hand = open_cutter(cases[k].pre, NULL), *pcre = open_cutter(PRE_NONE, cases[k].regex);
-        struct fixture f = fixture_open(TEXT_FIXTURES "strings.bin");
-        while (!fixture_ends(&f)) {
-            size_t n;
-            const char *s = fixture_block(&f, &n);
-            struct ids a = text_encode(hand, s, n, 0), b = text_encode(pcre, s, n, 0);
-            if (a.n != b.n) print_error("%.*s\n", (int)n, s);
-            assert_int_equal(a.n, b.n);
-            assert_memory_equal(a.ids, b.ids, a.n * 4);
-            free(a.ids);
-            free(b.ids);
-        }
-        struct ids a = text_encode(hand, f.bytes, f.n_bytes, 0), b = text_encode(pcre, f.bytes, f.n_bytes, 0); /* as one text */
-        assert_int_equal(a.n, b.n);
-        assert_memory_equal(a.ids, b.ids, a.n * 4);
-        free(a.ids);
-        free(b.ids);
-        fixture_close(&f);
-        tokenizer_close(hand);
-        tokenizer_close(pcre);
-    }
-}
-
-static void a_pattern_that_explodes_has_a_result_all_the_same(void **state) {
-    (void)state;
-    static const char *const regexes[] = {"(a+)+[bc]|a", "(a|aa)+$|b", "a*a*a*a*[bc]|a", "a*[bc]|a", "(?=(a+)[bc])c|\\p{L}", "x*", "(?:a?){64}a{64}[bc]|."};
-    for (size_t i = 0; i < ARRAY_COUNT(regexes); i++) {
-        struct tokenizer *t = open_cutter(PRE_NONE, regexes[i]);
-        uint64_t work[2];
-        for (int k = 0; k < 2; k++) {
-            size_t n = 20000u << k, n_back;
-            char *text = malloc(n);
-            memset(text, 'a', n);
-            text[n / 2] = 'x';
-            text_work = 0;
-            struct ids a = text_encode(t, text, n, 0);
-            work[k] = text_work;
-            char *back = tokenizer_decode(t, a.ids, a.n, false, &n_back);
-            assert_int_equal(n_back, n);
-            assert_memory_equal(back, text, n);
-            free(back);
-            free(a.ids);
-            free(text);
-        }
-        assert_true(work[1] < 200 * 40000u + 2000000u);
-        tokenizer_close(t);
-    }
-}
-
-static void only_patterns_that_mean_the_same_are_taken(void **state) {
-    (void)state;
-    static const char *const refused[] = {"\\w+", "\\bx", "[a[b]]", "[a-z&&[^b]]", "\\h", "[\\S]", "(", "[]a]", "\\", "\\u12", "[^]", "\\K", "\\C", "\\Rx", "[[:alpha:]]", "a\xff"};
-    for (size_t i = 0; i < ARRAY_COUNT(refused); i++) {
-        struct err e = {0};
-        assert_null(pattern_open(refused[i], &e));
-        assert_int_equal(e.code, ERR_LOAD);
-    }
-    static const char *const taken[] = {"\\s+|\\S+", "[^\\s\\p{L}]+", "\\u4e00-", "[\\u4e00-\\u9fff]+", "\\p{Han}|\\d{1,3}", "(?i:x)|(?>a)|a++", "\\[\\]\\-"};
-    for (size_t i = 0; i < ARRAY_COUNT(taken); i++) {
-        struct err e = {0};
-        struct pattern *p = pattern_open(taken[i], &e);
-        if (!p) print_error("%s: %s\n", taken[i], e.message);
-        assert_non_null(p);
-        pattern_close(p);
-    }
-}
-
-/* Our ordering of combining marks against utf8proc's own, which is the same but quadratic. */
-static void normalizing_equals_utf8proc(void **state) {
-    (void)state;
-    static const char *const parts[] = {"a", "e", "\xcc\x81", "\xcc\xa3", "\xcc\x82", "\xcd\x85", "\xea\xb0\x80", "\xe1\x86\xa8", "\xe1\x84\x80", "\xe1\x85\xa1",
-                                        "\xf0\x9d\x85\x9e", "\xe0\xa5\x98", "\xc3\xa9", "\xef\xac\x81", "\xe2\x84\xa6", "\xcc\x80", "\xd6\xb0", "\xcc\x88", "\xcc\x84", "U", " "};
-    uint64_t r = 1;
-    for (int k = 0; k < 4000; k++) {
-        char s[512];
-        size_t n = 0, n_out;
-        for (int i = 0, n_parts = 1 + k % 80; i < n_parts; i++) {
-            r = r * 6364136223846793005u + 1442695040888963407u;
-            const char *part = parts[(r >> 33) % (k % 3 ? ARRAY_COUNT(parts) : 6)];
-            memcpy(s + n, part, strlen(part));
-            n += strlen(part);
-        }
-        uint8_t *expected = NULL;
-        utf8proc_ssize_t n_expected = utf8proc_map((const uint8_t *)s, (utf8proc_ssize_t)n, &expected, UTF8PROC_STABLE | UTF8PROC_COMPOSE);
-        char *out = nfc_normalize(s, n, &n_out);
-        assert_int_equal(n_out, n_expected);
-        assert_memory_equal(out, expected, n_out);
-        if (nfc_is_trivial(s, n)) assert_true(n == n_out && memcmp(s, out, n) == 0);
-        free(out);
-        free(expected);
-    }
-}
-
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(repair_equals_python_replace),
@@ -429,19 +256,11 @@ int main(void) {
         cmocka_unit_test(a_character_of_four_tokens_comes_whole),
         cmocka_unit_test(the_space_prefix_goes_only_from_the_start_of_the_text),
         cmocka_unit_test(ids_outside_the_vocabulary_are_nothing),
-        cmocka_unit_test(better_scores_merge_first_and_leftmost_among_equals),
-        cmocka_unit_test(user_defined_pieces_come_before_merges_longest_first),
-        cmocka_unit_test(the_space_prefix_precedes_text_and_text_after_control_tokens),
-        cmocka_unit_test(characters_without_a_piece_become_bytes_or_one_unknown),
         cmocka_unit_test(one_token_too_many_is_an_error),
         cmocka_unit_test(a_text_that_cannot_fit_is_refused_before_it_is_merged),
         cmocka_unit_test(tokens_are_found_by_their_vocabulary_text),
         cmocka_unit_test(a_turn_marker_is_a_control_token_whatever_the_file_says),
         cmocka_unit_test(a_model_without_markers_gets_names_and_colons),
-        cmocka_unit_test(the_matchers_by_hand_cut_as_pcre2_does),
-        cmocka_unit_test(a_pattern_that_explodes_has_a_result_all_the_same),
-        cmocka_unit_test(only_patterns_that_mean_the_same_are_taken),
-        cmocka_unit_test(normalizing_equals_utf8proc),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
