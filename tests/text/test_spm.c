@@ -1,4 +1,5 @@
-/* test_spm.c - rules of SentencePiece BPE, each on a vocabulary of a few pieces. */
+/* test_spm.c - rules of SentencePiece BPE, each on a vocabulary of a few pieces; sentencepiece itself, given the same
+ * pieces, makes the same of the texts without control tokens. */
 #include "tests/text/text_test.h"
 
 #include <setjmp.h>
@@ -30,6 +31,16 @@ static void better_scores_merge_first_and_leftmost_among_equals(void **state) {
     tokenizer_close(t);
     t = spm_open((const char *const[]){"a", "aa"}, 2, true, false);
     ASSERT_IDS(t, "aaaaa", 0, BC + 1, BC + 1, BC); /* all pairs score the same: from the left */
+    tokenizer_close(t);
+}
+
+static void pieces_may_have_spaces_inside(void **state) {
+    (void)state;
+    enum { A = SPM_FIRST_PIECE, B, SPACE, B_SPACE, A_SPACE, A_SPACE_B, SPACES };
+    struct tokenizer *t = spm_open((const char *const[]){"a", "b", "~", "b~", "a~", "a~b", "~~"}, 7, true, false);
+    ASSERT_IDS(t, "a b", 0, A_SPACE_B);
+    ASSERT_IDS(t, "b a b b", 0, B_SPACE, A_SPACE, B_SPACE, B);
+    ASSERT_IDS(t, "    a", 0, SPACES, SPACES, A);
     tokenizer_close(t);
 }
 
@@ -75,6 +86,7 @@ static void characters_without_a_piece_become_bytes_or_one_unknown(void **state)
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(better_scores_merge_first_and_leftmost_among_equals),
+        cmocka_unit_test(pieces_may_have_spaces_inside),
         cmocka_unit_test(user_defined_pieces_come_before_merges_longest_first),
         cmocka_unit_test(the_space_prefix_precedes_text_and_text_after_control_tokens),
         cmocka_unit_test(characters_without_a_piece_become_bytes_or_one_unknown),
