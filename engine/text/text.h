@@ -14,7 +14,10 @@
 struct tokenizer;
 
 enum token_kind { TOKEN_NORMAL, TOKEN_UNKNOWN, TOKEN_CONTROL, TOKEN_USER_DEFINED, TOKEN_UNUSED, TOKEN_BYTE };
-enum tokenizer_kind { TOKENIZER_SPM /* SentencePiece BPE with scores */, TOKENIZER_BPE /* byte-level BPE with merges */ };
+enum tokenizer_kind {
+    TOKENIZER_SPM /* SentencePiece BPE with scores */,
+    TOKENIZER_BPE /* byte-level BPE with merges */
+};
 enum pre_tokenizer { PRE_NONE, PRE_LLAMA3, PRE_QWEN2 };
 
 /* What a tokenizer is made of, as a file gives it. Arrays are copied; strings need not be terminated. */
@@ -36,21 +39,22 @@ struct tokenizer_spec {
     uint32_t n_vocab;
     const struct merge_entry *merges;
     uint32_t n_merges;
-    int32_t bos, eos, unk;              /* -1: none */
-    const int32_t *eog;                 /* tokens that end a generation besides eos */
+    int32_t bos, eos, unk; /* -1: none */
+    const int32_t *eog;    /* tokens that end a generation besides eos */
     uint32_t n_eog;
     bool add_bos, add_eos;
     bool add_space_prefix;
     bool byte_fallback;
-    bool ignore_merges;                 /* Llama 3: a whole pre-token that is in the vocabulary is taken as it is */
-    bool normalize_nfc;                 /* Qwen's normalizer */
+    bool ignore_merges; /* Llama 3: a whole pre-token that is in the vocabulary is taken as it is */
+    bool normalize_nfc; /* Qwen's normalizer */
 };
-/* Refuses (ERR_LOAD) what has no defined meaning: equal tokens, empty ones, ids outside, merges of unknown tokens, ... */
+/* Refuses (ERR_LOAD) what has no defined meaning: equal tokens, empty ones, ids outside, merges of unknown tokens, ...
+ */
 struct tokenizer *tokenizer_open(const struct tokenizer_spec *spec, struct err *e);
 void tokenizer_close(struct tokenizer *t);
 
-/* Opens tokenizer.json (byte-level BPE; + tokenizer_config.json, generation_config.json, config.json where present) of a
- * Hugging Face folder. A construct that is not supported is refused by its name. */
+/* Opens tokenizer.json (byte-level BPE; + tokenizer_config.json, generation_config.json, config.json where present) of
+ * a Hugging Face folder. A construct that is not supported is refused by its name. */
 struct tokenizer *tokenizer_open_hf(const char *folder, struct err *e);
 
 uint32_t tokenizer_n_vocab(const struct tokenizer *t);
@@ -71,19 +75,20 @@ enum {
 /* Appends to *ids (malloc'ed, grown; caller frees, also after an error). At most n_max tokens in the whole list: one
  * more is ERR_CONTEXT_LENGTH. Tokens that are added but not control (Gemma's runs of white space, Qwen's <think>) are
  * found in the text with and without TOKENIZE_PARSE_SPECIAL, as their own tokenizers do. */
-bool tokenizer_encode(const struct tokenizer *t, const char *text, size_t n_bytes, unsigned flags, size_t n_max, int32_t **ids,
-                      size_t *n_ids, struct err *e);
+bool tokenizer_encode(const struct tokenizer *t, const char *text, size_t n_bytes, unsigned flags, size_t n_max,
+                      int32_t **ids, size_t *n_ids, struct err *e);
 
 /* Incremental detokenizer: holds back bytes that do not yet form whole characters. */
 struct detok {
     const struct tokenizer *t;
-    bool special;      /* write control tokens too */
-    bool at_start;     /* SPM: the space prefix of the first token is dropped */
+    bool special;  /* write control tokens too */
+    bool at_start; /* SPM: the space prefix of the first token is dropped */
     unsigned char held[8];
     uint32_t n_held;
 };
 void detok_init(struct detok *d, const struct tokenizer *t, bool special, bool at_start);
-/* Text made whole by this token: a malloc'ed, 0-terminated valid UTF-8 string of *n_bytes (may be empty). NULL: no memory. */
+/* Text made whole by this token: a malloc'ed, 0-terminated valid UTF-8 string of *n_bytes (may be empty). NULL: no
+ * memory. */
 char *detok_push(struct detok *d, int32_t id, size_t *n_bytes);
 /* What is held at the end, each invalid subpart as U+FFFD. */
 char *detok_flush(struct detok *d, size_t *n_bytes);
@@ -102,8 +107,8 @@ struct chat_message {
     const char *content;
     size_t n_content;
 };
-bool chat_encode(const struct tokenizer *t, const struct chat_message *m, size_t n, bool add_generation_prompt, size_t n_max,
-                 int32_t **ids, size_t *n_ids, struct err *e);
+bool chat_encode(const struct tokenizer *t, const struct chat_message *m, size_t n, bool add_generation_prompt,
+                 size_t n_max, int32_t **ids, size_t *n_ids, struct err *e);
 
 /* Valid UTF-8 from any bytes; malloc'ed, 0-terminated. */
 char *utf8_repair(const char *s, size_t n, size_t *n_out);
