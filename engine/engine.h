@@ -87,7 +87,7 @@ struct engine_event {
     struct sample_output *logprobs; /* TOKEN with log-probabilities: 1; PROMPT_LOGPROBS: n. malloc'ed, the consumer frees */
     enum finish_reason finish;   /* FINISH */
     int32_t stop_token;          /* FINISH by a token: its id (not sent as TOKEN); -1 otherwise */
-    struct err err;              /* FAIL */
+    enum err_code fail;          /* FAIL: why; the text is err_info's */
 };
 
 struct engine;

@@ -140,9 +140,7 @@ static void job_finish(struct engine *g, struct job *j, enum finish_reason why, 
 }
 
 static void job_fail(struct engine *g, struct job *j, enum err_code code) {
-    struct engine_event ev = {.kind = EVENT_FAIL};
-    err_set(&ev.err, code, "%s", err_info(code)->text);
-    job_end(g, j, ev);
+    job_end(g, j, (struct engine_event){.kind = EVENT_FAIL, .fail = code});
 }
 
 static struct job *job_find(struct engine *g, const struct engine_request *r) {
@@ -157,8 +155,8 @@ static void job_begin(struct engine *g, struct job *j) {
     g->live = j;
     struct job *leader = job_find(g, j->r->leader);
     j->seq.leader = leader ? &leader->seq : NULL;
-    struct engine_event ev = {.kind = EVENT_FAIL};
-    if (!sched_add(g->sched, &j->seq, &ev.err)) job_end(g, j, ev);
+    struct err e;
+    if (!sched_add(g->sched, &j->seq, &e)) job_fail(g, j, e.code);
 }
 
 /* Takes the inbox; waits for something in it when `idle`. False: time to stop. */

@@ -188,6 +188,7 @@ void generation_event(struct generation *g, struct choice *c, struct engine_even
     bool last = ev->kind == EVENT_FINISH || ev->kind == EVENT_FAIL;
     bool first_of_prompt = c->index % (uint32_t)g->api.n == 0;
     bool counts = g->reply && !c->finish_reason; /* else an event that was on its way when the choice ended */
+    struct err e;
     if (last) {
         ASSERT(c->open);
         c->open = false;
@@ -213,7 +214,8 @@ void generation_event(struct generation *g, struct choice *c, struct engine_even
         finish_event(g, c, ev);
         break;
     case EVENT_FAIL:
-        generation_fail(g, &ev->err);
+        err_set(&e, ev->fail, "%s", err_info(ev->fail)->text);
+        generation_fail(g, &e);
         break;
     }
 }

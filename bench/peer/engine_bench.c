@@ -64,7 +64,7 @@ static void run(struct engine *g, struct engine_request *requests, uint32_t n) {
                 t->last_ns = events[i].time_ns;
                 free(events[i].logprobs);
             } else if (events[i].kind == EVENT_FAIL) {
-                fail("request", events[i].err.message);
+                fail("request", err_info(events[i].fail)->text);
             } else if (events[i].kind == EVENT_FINISH) {
                 n_done++;
             }

@@ -80,6 +80,7 @@ bool model_load(struct model *m, const struct model_options *o, const struct ten
         if (t->type < DT_COUNT) l.params_all += t->n_bytes / dtype_block_bytes(t->type) * dtype_block_len(t->type);
     }
     tensor_file_hash(f, m->file_hash);
+    loader_progress(&l, 0);
     m->layers = calloc(m->c.n_layers, sizeof *m->layers);
     if (!m->layers) return err_set(e, ERR_LOAD, "no memory for %u layers", m->c.n_layers);
     if (!(m->embed = load_matrix(&l, TENSOR_EMBED, m->c.n_vocab, m->c.dim, false))) return false;

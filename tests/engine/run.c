@@ -30,7 +30,7 @@ static void run_event(const struct engine_event *ev, struct run_result *out) {
         for (uint32_t i = 0; i < ev->n; i++) out->prompt_logprobs[out->n_prompt_logprobs++] = ev->logprobs[i].drawn.logprob;
     }
     if (ev->kind == EVENT_FINISH) out->end = (int)ev->finish;
-    if (ev->kind == EVENT_FAIL) out->end = 100 + (int)ev->err.code;
+    if (ev->kind == EVENT_FAIL) out->end = 100 + (int)ev->fail;
     free(ev->logprobs);
 }
 

@@ -164,7 +164,7 @@ static void a_full_queue_refuses_and_a_deadline_ends(void **state) {
     r[1].deadline_ns = time_now_ns(); /* has passed when it is looked at */
     assert_true(engine_submit(g, &r[0], &e) && engine_submit(g, &r[1], &e));
     assert_true(wait_all(2, ends) == 100);
-    assert_true(ends[0].kind == EVENT_FAIL && ends[0].err.code == ERR_DEADLINE && ends[1].kind == EVENT_FINISH);
+    assert_true(ends[0].kind == EVENT_FAIL && ends[0].fail == ERR_DEADLINE && ends[1].kind == EVENT_FINISH);
     assert_nothing_held();
     engine_close(own);
     g = shared;

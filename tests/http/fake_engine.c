@@ -242,7 +242,7 @@ static void job_finish(struct engine *g, struct job *j, enum finish_reason finis
 
 static void job_fail(struct engine *g, struct job *j, enum err_code code) {
     struct engine_event *ev = event_add(g, j, EVENT_FAIL);
-    err_set(&ev->err, code, "%s", err_info(code)->text);
+    ev->fail = code;
     g->stats.failed++;
     job_end(g, j);
 }
