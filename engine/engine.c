@@ -7,6 +7,7 @@
  * Invariants:
  * 1. An accepted request gets exactly one FINISH or FAIL, after all its other events.
  * 2. queued_requests/queued_tokens count what was accepted and has not been admitted to a step for the first time.
+ *    An empty queue takes any request that can run.
  * 3. max_model_len is lowered at open until a sequence of that length fits KV memory alone, so an accepted request
  *    can always run.
  */
@@ -110,7 +111,13 @@ static void engine_name_numerics(struct engine *g) {
     int n = snprintf(text, sizeof text, "%s|%s|kv=%s|slices=%d|v%d|", g->k->backend, g->k->numeric_path, dtype_name(g->o.kv_type),
                      SLICE_COUNT, NUMERICS_VERSION);
     memcpy(text + n, h, 16);
-    XXH128_hash_t id = XXH3_128bits(text, (size_t)n + 16);
+    XXH3_state_t *state = XXH3_createState();
+    ASSERT(state);
+    XXH3_128bits_reset(state);
+    XXH3_128bits_update(state, text, (size_t)n + 16);
+    XXH3_128bits_update(state, g->eog, g->n_eog * sizeof *g->eog); /* a folder's other files may name them */
+    XXH128_hash_t id = XXH3_128bits_digest(state);
+    XXH3_freeState(state);
     snprintf(g->info.numerics_id, sizeof g->info.numerics_id, "fp_%016llx%016llx", (unsigned long long)id.high64,
              (unsigned long long)id.low64);
 }
@@ -119,7 +126,7 @@ static bool engine_load(struct engine *g, struct err *e) {
     struct kernels_options ko = {.n_threads = g->o.n_threads, .isa = g->o.isa ? g->o.isa : "auto"};
     if (!(g->k = kernels_cpu_open(&ko, e))) return false;
     g->tp = tp_self_open();
-    g->n_logit_rows_max = (uint32_t)size_min(g->o.max_seqs, LOGIT_ROWS_MAX);
+    g->n_logit_rows_max = (uint32_t)size_min(g->o.max_batch_tokens, LOGIT_ROWS_MAX);
     struct load_clock clock = {.g = g, .start_ns = time_now_ns()};
     struct model_options mo = {.path = g->o.model_path,
                                .kernels = g->k,
@@ -214,7 +221,7 @@ void engine_close(struct engine *g) {
     if (g->tokenizer) tokenizer_close(g->tokenizer);
     if (g->tp) g->tp->close(g->tp);
     if (g->k) g->k->close(g->k);
-    for (size_t i = 0; i < g->n_out; i++) free(g->out[i].logprobs);
+    for (size_t i = g->out_at; i < g->n_out; i++) free(g->out[i].logprobs);
     free(g->out);
     free(g->inbox);
     pthread_mutex_destroy(&g->inbox_mu);
@@ -229,15 +236,14 @@ const struct tokenizer *engine_tokenizer(const struct engine *g) { return g->tok
 
 /* ---- Inbox ---- */
 
-/* End tokens and the request's stop ids: barred while fewer than min_tokens are out. */
+/* What would end the answer: barred while fewer than min_tokens are out. */
 static bool job_list_barred(const struct engine *g, struct job *j) {
     const struct engine_request *r = j->r;
     if (!r->min_tokens) return true;
     j->barred = malloc((g->n_eog + r->n_stop_ids + 1) * sizeof *j->barred);
     if (!j->barred) return false;
-    memcpy(j->barred, g->eog, g->n_eog * sizeof *j->barred);
-    memcpy(j->barred + g->n_eog, r->stop_ids, r->n_stop_ids * sizeof *j->barred);
-    j->n_barred = g->n_eog + r->n_stop_ids;
+    for (uint32_t i = 0; i < g->n_eog && !r->ignore_eos; i++) j->barred[j->n_barred++] = g->eog[i];
+    for (uint32_t i = 0; i < r->n_stop_ids; i++) j->barred[j->n_barred++] = r->stop_ids[i];
     return true;
 }
 
@@ -252,7 +258,7 @@ static struct job *job_new(const struct engine *g, struct engine_request *r) {
     struct job *j = calloc(1, sizeof *j);
     if (!j) return NULL;
     j->r = r;
-    j->submit_ns = time_now_ns();
+    j->n_queued = r->leader ? 0 : r->n_prompt;
     j->seq = (struct seq){.tokens = malloc(((size_t)r->n_prompt + r->max_tokens) * sizeof(int32_t)),
                           .n_tokens = r->n_prompt,
                           .n_prompt = r->n_prompt,
@@ -305,14 +311,14 @@ bool engine_submit(struct engine *g, struct engine_request *r, struct err *e) {
     bool ok = true;
     if (g->stopping)
         ok = err_set(e, ERR_OVERLOADED, "The engine is stopping.");
-    else if (g->queued_requests >= g->o.queue_max_requests || g->queued_tokens + r->n_prompt > g->o.queue_max_tokens)
+    else if (g->queued_requests && (g->queued_requests >= g->o.queue_max_requests || g->queued_tokens + j->n_queued > g->o.queue_max_tokens))
         ok = err_set(e, ERR_QUEUE_FULL, "The queue is full (%u requests, %llu tokens wait); try again later.", g->queued_requests,
                      (unsigned long long)g->queued_tokens);
     else if (!inbox_push(g, (struct message){MESSAGE_SUBMIT, r, j}))
         ok = err_set(e, ERR_OVERLOADED, "There is no memory for another request now.");
     if (ok) {
         g->queued_requests++;
-        g->queued_tokens += r->n_prompt;
+        g->queued_tokens += j->n_queued;
     }
     pthread_mutex_unlock(&g->inbox_mu);
     if (!ok) job_free(j);
@@ -335,13 +341,13 @@ size_t engine_poll(struct engine *g, struct engine_event *events, size_t n_max, 
     if (until.tv_nsec >= 1000000000) until.tv_sec++, until.tv_nsec -= 1000000000;
     pthread_mutex_lock(&g->out_mu);
     int waited = 0;
-    while (!g->n_out && !g->woken && waited != ETIMEDOUT)
+    while (g->out_at == g->n_out && !g->woken && waited != ETIMEDOUT)
         waited = timeout_ms < 0 ? pthread_cond_wait(&g->out_cond, &g->out_mu) : pthread_cond_timedwait(&g->out_cond, &g->out_mu, &until);
     g->woken = false;
-    size_t n = size_min(g->n_out, n_max);
-    if (n) memcpy(events, g->out, n * sizeof *events);
-    g->n_out -= n;
-    if (g->n_out) memmove(g->out, g->out + n, g->n_out * sizeof *g->out);
+    size_t n = size_min(g->n_out - g->out_at, n_max);
+    if (n) memcpy(events, g->out + g->out_at, n * sizeof *events);
+    g->out_at += n;
+    if (g->out_at == g->n_out) g->out_at = g->n_out = 0;
     pthread_mutex_unlock(&g->out_mu);
     return n;
 }

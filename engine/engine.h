@@ -42,7 +42,7 @@ struct engine_info {
     uint32_t n_threads;
     const char *isa;
     char numerics_id[40]; /* "fp_" + 16 hex bytes: equal ids may continue each other's work */
-    double load_s[4];     /* open, tokenizer, weights, warm-up */
+    double load_s[4];     /* open, tokenizer, weights, memory */
 };
 
 enum finish_reason { FINISH_STOP, FINISH_LENGTH, FINISH_CANCEL };
@@ -65,8 +65,6 @@ struct engine_request {
     uint64_t deadline_ns;  /* CLOCK_MONOTONIC; 0: none */
     struct engine_request *leader; /* shares its prompt (n > 1): same prompt and salt, submitted before */
     void *user;
-    /* the engine's */
-    void *engine_state;
 };
 
 enum engine_event_kind {
@@ -114,7 +112,7 @@ struct engine_stats {
     uint64_t waiting_tokens;
     uint32_t kv_pages_total, kv_pages_free, kv_pages_cached, kv_pages_used;
     uint64_t prefix_queries_tokens, prefix_hits_tokens, kv_evictions;
-    uint64_t busy_ns, host_ns;   /* time inside steps; of that, outside kernels */
+    uint64_t busy_ns, host_ns;   /* time awake; of that, outside kernels and sampling */
     uint64_t step_ns_max;
     uint64_t heartbeat_ns;       /* end of the last step, or now when idle: /health compares it with the clock */
     bool idle;

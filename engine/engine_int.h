@@ -13,12 +13,13 @@
 struct job {
     struct engine_request *r;
     struct seq seq;
-    uint64_t submit_ns;
     int32_t *barred;          /* ids that cannot be drawn while under min_tokens: end tokens and stop ids */
     uint32_t n_barred;
     uint32_t n_prompt_logprobs_done; /* prompt positions reported, so that a recomputation does not repeat them */
+    uint32_t n_queued;        /* tokens it counts for in the bounded queue: a follower shares its leader's */
     bool started;
-    struct job *next, *prev;  /* live list, owned by the engine thread */
+    struct job *next, *prev;  /* live.c: bucket */
+    uint32_t heap_at;         /* live.c: place among the deadlines */
 };
 
 /* What other threads ask of the engine thread, in order. */
@@ -34,6 +35,16 @@ struct row_use {
     uint32_t row;
     uint32_t position; /* of the row in its sequence */
     bool samples;      /* else: log-probability of the prompt token that follows */
+};
+
+enum { LIVE_BUCKET_BITS = 14, LIVE_BUCKETS = 1 << LIVE_BUCKET_BITS };
+
+/* Every job between its submit message and its last event (live.c). */
+struct live {
+    struct job **buckets; /* [LIVE_BUCKETS] by address of the request */
+    uint32_t n;
+    struct job **heap;    /* [n_heap] those with a deadline, earliest first */
+    uint32_t n_heap, heap_cap;
 };
 
 struct engine {
@@ -59,15 +70,15 @@ struct engine {
     uint64_t queued_tokens;
     bool stopping;
 
-    pthread_mutex_t out_mu; /* guards out, n_out, out_cap, woken, stats */
+    pthread_mutex_t out_mu; /* guards out, out_at, n_out, out_cap, woken, stats */
     pthread_cond_t out_cond;
     struct engine_event *out;
-    size_t n_out, out_cap;
+    size_t out_at, n_out, out_cap; /* out[out_at .. n_out) wait */
     bool woken;
     struct engine_stats stats;
 
     /* ---- the engine thread's ---- */
-    struct job *live;
+    struct live live;
     struct message *taken; /* [taken_cap] the inbox of this round */
     size_t taken_cap;
     struct engine_event *pending; /* events of this step */
@@ -86,7 +97,17 @@ struct engine {
     atomic_flag *sampler_busy;      /* [n_samplers] acquire on take pairs with release on give */
     uint32_t n_samplers;
     uint64_t kernel_ns;
+    uint64_t checked_ns;            /* of the last integrity walk */
 };
+
+/* live.c */
+bool live_open(struct live *l);
+void live_close(struct live *l);
+void live_add(struct live *l, struct job *j);
+void live_remove(struct live *l, struct job *j);
+struct job *live_find(const struct live *l, const struct engine_request *r); /* NULL: ended, or r is NULL */
+struct job *live_any(const struct live *l);
+struct job *live_overdue(const struct live *l); /* the earliest deadline, if it has passed */
 
 /* step.c */
 void *engine_thread(void *engine);

@@ -2,20 +2,20 @@
  *
  *   inbox -> scheduler plan -> model forward -> logits -> sampling -> scheduler commit -> events
  *
- * Owner of scheduler, KV bookkeeping, batch arrays, samplers and the live list. It sleeps on the inbox when there
+ * Owner of scheduler, KV bookkeeping, batch arrays, samplers and the live jobs. It sleeps on the inbox when there
  * is nothing to compute. JSON, templates and text never come here.
  *
  * Invariants:
  * 1. A step's events are published once, at its end, with one wake-up of the consumer.
  * 2. A row that goes wrong (NaN) fails its own request; the others of the step are untouched.
- * 3. A job is on the live list from the first look at its submit message to its last event.
+ * 3. A job is live (live.c) from the first look at its submit message to its last event.
  */
 #include "engine/engine_int.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-enum { EVENTS_PENDING_MAX = 1 << 20 };
+enum { CHECK_INTERVAL_NS = 1000000000 }; /* between integrity walks of an engine that has come to rest */
 
 /* ---- Memory of a step ---- */
 
@@ -46,7 +46,7 @@ bool engine_step_alloc(struct engine *g) {
     g->sampler_busy = calloc(g->n_samplers, sizeof *g->sampler_busy);
     bool ok = g->ids && g->positions && g->batch_seqs && g->uses && g->samples && g->rows && g->samplers && g->sampler_busy;
     for (uint32_t i = 0; ok && i < g->n_samplers; i++) ok = (g->samplers[i] = sampler_open(g->k, n_vocab)) != NULL;
-    return ok && list_end_tokens(g);
+    return ok && live_open(&g->live) && list_end_tokens(g);
 }
 
 void engine_step_free(struct engine *g) {
@@ -62,6 +62,7 @@ void engine_step_free(struct engine *g) {
     free(g->eog);
     free(g->taken);
     free(g->pending);
+    live_close(&g->live);
 }
 
 /* ---- Events ---- */
@@ -70,7 +71,7 @@ static void event_push(struct engine *g, struct engine_event ev) {
     if (g->n_pending == g->pending_cap) {
         g->pending_cap = size_max(256, 2 * g->pending_cap);
         g->pending = realloc(g->pending, g->pending_cap * sizeof *g->pending);
-        ASSERT(g->pending && g->pending_cap <= EVENTS_PENDING_MAX);
+        ASSERT(g->pending);
     }
     ev.time_ns = time_now_ns();
     g->pending[g->n_pending++] = ev;
@@ -116,16 +117,14 @@ static void events_publish(struct engine *g) {
 static void queue_release(struct engine *g, const struct job *j) {
     pthread_mutex_lock(&g->inbox_mu);
     g->queued_requests--;
-    g->queued_tokens -= j->seq.n_prompt;
+    g->queued_tokens -= j->n_queued;
     pthread_mutex_unlock(&g->inbox_mu);
 }
 
 static void job_end(struct engine *g, struct job *j, struct engine_event ev) {
     if (!j->started) queue_release(g, j);
     if (j->seq.state != SEQ_NONE) sched_remove(g->sched, &j->seq);
-    if (j->next) j->next->prev = j->prev;
-    if (j->prev) j->prev->next = j->next;
-    else g->live = j->next;
+    live_remove(&g->live, j);
     if (ev.kind == EVENT_FINISH) g->now.finished[ev.finish]++;
     else g->now.failed++;
     ev.request = j->r;
@@ -143,26 +142,18 @@ static void job_fail(struct engine *g, struct job *j, enum err_code code) {
     job_end(g, j, (struct engine_event){.kind = EVENT_FAIL, .fail = code});
 }
 
-static struct job *job_find(struct engine *g, const struct engine_request *r) {
-    for (struct job *j = g->live; r && j; j = j->next)
-        if (j->r == r) return j;
-    return NULL;
-}
-
 static void job_begin(struct engine *g, struct job *j) {
-    j->next = g->live;
-    if (g->live) g->live->prev = j;
-    g->live = j;
-    struct job *leader = job_find(g, j->r->leader);
-    j->seq.leader = leader ? &leader->seq : NULL;
     struct err e;
+    live_add(&g->live, j);
+    struct job *leader = live_find(&g->live, j->r->leader);
+    j->seq.leader = leader ? &leader->seq : NULL;
     if (!sched_add(g->sched, &j->seq, &e)) job_fail(g, j, e.code);
 }
 
-/* Takes the inbox; waits for something in it when `idle`. False: time to stop. */
-static bool inbox_take(struct engine *g, bool idle) {
+/* Moves the inbox to g->taken and returns how many messages it had; waits for one while there is no job. */
+static size_t inbox_take(struct engine *g, bool *stopping) {
     pthread_mutex_lock(&g->inbox_mu);
-    while (idle && !g->n_inbox && !g->stopping) pthread_cond_wait(&g->inbox_cond, &g->inbox_mu);
+    while (!g->live.n && !g->n_inbox && !g->stopping) pthread_cond_wait(&g->inbox_cond, &g->inbox_mu);
     struct message *m = g->inbox; /* swap buffers, so that messages are handled outside the lock */
     size_t n = g->n_inbox, cap = g->inbox_cap;
     g->inbox = g->taken;
@@ -170,24 +161,40 @@ static bool inbox_take(struct engine *g, bool idle) {
     g->n_inbox = 0;
     g->taken = m;
     g->taken_cap = cap;
-    bool stopping = g->stopping;
+    *stopping = g->stopping;
     pthread_mutex_unlock(&g->inbox_mu);
+    return n;
+}
+
+static void inbox_handle(struct engine *g, size_t n) {
     for (size_t i = 0; i < n; i++) {
-        struct job *j = m[i].kind == MESSAGE_SUBMIT ? m[i].job : job_find(g, m[i].r);
-        if (m[i].kind == MESSAGE_SUBMIT) job_begin(g, j);
+        const struct message *m = &g->taken[i];
+        struct job *j = m->kind == MESSAGE_SUBMIT ? m->job : live_find(&g->live, m->r);
+        if (m->kind == MESSAGE_SUBMIT) job_begin(g, j);
         else if (j) job_finish(g, j, FINISH_CANCEL, -1);
     }
-    return !stopping;
 }
 
 static void deadlines_check(struct engine *g) {
-    uint64_t now = 0;
-    for (struct job *j = g->live, *next; j; j = next) {
-        next = j->next;
-        if (!j->r->deadline_ns) continue;
-        if (!now) now = time_now_ns();
-        if (now >= j->r->deadline_ns) job_fail(g, j, ERR_DEADLINE);
-    }
+    for (struct job *j; (j = live_overdue(&g->live));) job_fail(g, j, ERR_DEADLINE);
+}
+
+/* From here on the heartbeat is that of a working engine: a first step that hangs must not look like rest. */
+static void rest_end(struct engine *g) {
+    if (!g->now.idle) return;
+    g->now.idle = false;
+    pthread_mutex_lock(&g->out_mu);
+    g->stats.idle = false;
+    g->stats.heartbeat_ns = time_now_ns();
+    pthread_mutex_unlock(&g->out_mu);
+}
+
+/* The integrity walk of an engine that has come to rest; its last answers are out already. */
+static void rest_check(struct engine *g) {
+    struct err e;
+    if (time_now_ns() - g->checked_ns < CHECK_INTERVAL_NS) return;
+    if (!kv_check(g->kv, &e)) assert_fail(e.message, __FILE__, __LINE__);
+    g->checked_ns = time_now_ns();
 }
 
 /* ---- One step ---- */
@@ -209,7 +216,7 @@ static void uses_add(struct engine *g, struct job *j, const struct step_seq *s, 
         for (uint32_t p = (uint32_t)size_max(s->pos0, j->n_prompt_logprobs_done); p < end; p++)
             g->uses[g->n_uses++] = (struct row_use){.job = j, .row = row0 + p - s->pos0, .position = p};
     }
-    if (s->samples && j->r->max_tokens)
+    if (s->samples)
         g->uses[g->n_uses++] = (struct row_use){.job = j, .row = row0 + s->n_rows - 1, .position = s->pos0 + s->n_rows - 1, .samples = true};
 }
 
@@ -273,10 +280,10 @@ static void step_sample(struct engine *g) {
     }
 }
 
+/* NULL: no memory. */
 static struct sample_output *samples_copy(const struct sample_output *s, uint32_t n) {
     struct sample_output *copy = malloc(n * sizeof *copy);
-    ASSERT(copy);
-    memcpy(copy, s, n * sizeof *copy);
+    if (copy) memcpy(copy, s, n * sizeof *copy);
     return copy;
 }
 
@@ -286,13 +293,14 @@ static uint32_t report_prompt(struct engine *g, uint32_t i) {
     uint32_t n = 0;
     bool bad = false;
     while (i + n < g->n_uses && g->uses[i + n].job == j && !g->uses[i + n].samples) bad |= g->samples[i + n++].bad;
-    if (bad) {
+    struct sample_output *copy = bad ? NULL : samples_copy(&g->samples[i], n);
+    if (!copy) {
         while (i + n < g->n_uses && g->uses[i + n].job == j) n++;
-        job_fail(g, j, ERR_BAD_LOGITS);
+        job_fail(g, j, bad ? ERR_BAD_LOGITS : ERR_OVERLOADED);
         return i + n;
     }
     event_push(g, (struct engine_event){.kind = EVENT_PROMPT_LOGPROBS, .request = j->r, .pos0 = g->uses[i].position + 1, .n = n,
-                                        .logprobs = samples_copy(&g->samples[i], n)});
+                                        .logprobs = copy});
     j->n_prompt_logprobs_done = g->uses[i].position + n;
     return i + n;
 }
@@ -304,7 +312,11 @@ static bool is_stop_id(const struct engine *g, const struct engine_request *r, i
 }
 
 static void report_token(struct engine *g, struct job *j, const struct sample_output *s) {
-    if (s->bad) {
+    if (!j->r->max_tokens) { /* only the prompt's log-probabilities were wanted */
+        job_finish(g, j, FINISH_LENGTH, -1);
+        return;
+    }
+    if (s->bad || s->id < 0 || (uint32_t)s->id >= g->info.n_vocab) {
         job_fail(g, j, ERR_BAD_LOGITS);
         return;
     }
@@ -313,9 +325,13 @@ static void report_token(struct engine *g, struct job *j, const struct sample_ou
         job_finish(g, j, FINISH_STOP, s->id);
         return;
     }
+    struct sample_output *logprobs = j->r->n_logprobs >= 0 ? samples_copy(s, 1) : NULL;
+    if (j->r->n_logprobs >= 0 && !logprobs) {
+        job_fail(g, j, ERR_OVERLOADED);
+        return;
+    }
     j->seq.tokens[j->seq.n_tokens++] = s->id;
-    event_push(g, (struct engine_event){.kind = EVENT_TOKEN, .request = j->r, .token = s->id,
-                                        .logprobs = j->r->n_logprobs >= 0 ? samples_copy(s, 1) : NULL});
+    event_push(g, (struct engine_event){.kind = EVENT_TOKEN, .request = j->r, .token = s->id, .logprobs = logprobs});
     if (j->seq.n_tokens == j->seq.max_tokens_total) job_finish(g, j, FINISH_LENGTH, -1);
 }
 
@@ -327,11 +343,6 @@ static void step_report(struct engine *g) {
             report_token(g, g->uses[i].job, &g->samples[i]);
             i++;
         }
-    }
-    /* requests that only wanted their prompt's log-probabilities */
-    for (struct job *j = g->live, *next; j; j = next) {
-        next = j->next;
-        if (!j->r->max_tokens && j->seq.n_computed == j->seq.n_prompt) job_finish(g, j, FINISH_LENGTH, -1);
     }
 }
 
@@ -349,25 +360,25 @@ static void engine_step(struct engine *g, const struct step_plan *plan) {
 void *engine_thread(void *arg) {
     struct engine *g = arg;
     for (;;) {
-        bool running = inbox_take(g, !g->live);
-        if (!running) break;
+        bool stopping;
+        size_t n = inbox_take(g, &stopping);
+        uint64_t awake_ns = time_now_ns(), kernels_ns = g->kernel_ns;
+        rest_end(g);
+        inbox_handle(g, n);
+        if (stopping) break;
         deadlines_check(g);
-        uint64_t t0 = time_now_ns(), kernels0 = g->kernel_ns;
         const struct step_plan *plan = sched_plan(g->sched);
-        ASSERT(plan->n_seqs || !g->live); /* the best-ranked sequence always advances */
+        ASSERT(plan->n_seqs || !g->live.n); /* the best-ranked sequence always advances */
         if (plan->n_seqs) engine_step(g, plan);
-        uint64_t took = time_now_ns() - t0;
-        g->now.busy_ns += took;
-        g->now.host_ns += took - (g->kernel_ns - kernels0);
-        if (took > g->now.step_ns_max) g->now.step_ns_max = took;
-        g->now.idle = !g->live;
-        if (g->now.idle) {
-            struct err e;
-            if (!kv_check(g->kv, &e)) assert_fail(e.message, __FILE__, __LINE__);
-        }
+        g->now.idle = !g->live.n;
         events_publish(g);
+        uint64_t took = time_now_ns() - awake_ns;
+        g->now.busy_ns += took;
+        g->now.host_ns += took - (g->kernel_ns - kernels_ns);
+        if (took > g->now.step_ns_max) g->now.step_ns_max = took;
+        if (g->now.idle) rest_check(g);
     }
-    while (g->live) job_finish(g, g->live, FINISH_CANCEL, -1);
+    for (struct job *j; (j = live_any(&g->live));) job_finish(g, j, FINISH_CANCEL, -1);
     events_publish(g);
     return NULL;
 }

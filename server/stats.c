@@ -25,7 +25,7 @@ void stats_close(struct server *s) {
 }
 
 void stats_loaded(struct server *s) {
-    static const char *const phases[] = {"open", "tokenizer", "weights", "warm-up"};
+    static const char *const phases[] = {"open", "tokenizer", "weights", "memory"};
     const struct engine_info *info = engine_info(s->engine);
     for (size_t i = 0; i < ARRAY_COUNT(phases); i++)
         metrics_set_labels(s->metrics, METRIC_load_seconds, METRIC_VALUES(phases[i]), info->load_s[i]);

@@ -178,7 +178,8 @@ class Bench:
 
 def cpu_name():
     with open("/proc/cpuinfo") as f:
-        fields = dict(line.strip().split("\t: ", 1) for line in f.read().split("\n\n")[0].splitlines() if "\t: " in line)
+        lines = [line.split(":", 1) for line in f.read().split("\n\n")[0].splitlines() if ":" in line]
+    fields = {name.strip(): value.strip() for name, value in lines}
     return f"{fields.get('model name')} family {fields.get('cpu family')} model {fields.get('model')}, {os.cpu_count()} cores"
 
 

@@ -159,6 +159,7 @@ struct kernels {
 
     struct act *(*act_alloc)(struct kernels *k, uint32_t n_tokens_max, uint32_t n_cols_max, unsigned formats);
     void (*act_free)(struct kernels *k, struct act *a);
+    size_t (*act_bytes)(const struct act *a);
 
     /* out[i] = row ids[i] of w, dequantized, times scale. */
     void (*embed)(struct kernels *k, const struct weight *w, const int32_t *ids, uint32_t n_tokens, float scale, float *out);

@@ -1,4 +1,4 @@
-/* kv_int.h - the records behind kvcache.h, shared by the four files of this folder.
+/* kv_int.h - the records behind kvcache.h, shared by the files of this folder.
  *
  * A *node* is the name of one block-sized run of tokens after one exact history: (parent node, salt, tokens). For
  * each kind it may hold a *part*: the pages with K and V of that run. A name can outlive its parts while longer

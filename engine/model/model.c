@@ -70,6 +70,21 @@ static void *work_alloc(struct model *m, size_t count, size_t bytes, bool *ok) {
     return p;
 }
 
+static struct act *work_act(struct model *m, uint32_t n_tokens, size_t n_cols, unsigned formats, bool *ok) {
+    struct act *a = *ok ? m->k->act_alloc(m->k, n_tokens, (uint32_t)n_cols, formats) : NULL;
+    if (a) m->work_bytes += m->k->act_bytes(a);
+    *ok = a != NULL;
+    return a;
+}
+
+static unsigned layer_in_format(const struct kernels *k, const struct layer *y) {
+    return k->weight_act_format(y->q) | k->weight_act_format(y->k) | k->weight_act_format(y->v);
+}
+
+static unsigned layer_ff_format(const struct kernels *k, const struct layer *y) {
+    return k->weight_act_format(y->gate) | k->weight_act_format(y->up);
+}
+
 /* Every buffer of a step, once. Formats of activations are what the weights that read them want. */
 static bool model_alloc_work(struct model *m, struct err *e) {
     const struct model_config *c = &m->c;
@@ -86,11 +101,16 @@ static bool model_alloc_work(struct model *m, struct err *e) {
     m->kv_rows = work_alloc(m, m->n_seqs_max, sizeof *m->kv_rows, &ok);
     m->out_h = work_alloc(m, (size_t)m->n_logit_rows_max * c->dim, sizeof(float), &ok);
     m->logits = work_alloc(m, (size_t)m->n_logit_rows_max * c->n_vocab, sizeof(float), &ok);
-    unsigned all = ACT_F32 | ACT_Q8 | ACT_BF16;
-    m->act = m->k->act_alloc(m->k, m->n_tokens_max, (uint32_t)size_max(c->dim, q_dim), all);
-    m->act_ff = m->k->act_alloc(m->k, m->n_tokens_max, c->n_ff, all);
-    m->out_act = m->k->act_alloc(m->k, m->n_logit_rows_max, c->dim, all);
-    if (!ok || !m->act || !m->act_ff || !m->out_act)
+    unsigned in = 0, ff = 0;
+    for (uint32_t i = 0; i < c->n_layers; i++) {
+        const struct layer *y = &m->layers[i];
+        in |= layer_in_format(m->k, y) | layer_ff_format(m->k, y) | m->k->weight_act_format(y->o);
+        ff |= m->k->weight_act_format(y->down);
+    }
+    m->act = work_act(m, m->n_tokens_max, size_max(c->dim, q_dim), in, &ok);
+    m->act_ff = work_act(m, m->n_tokens_max, c->n_ff, ff, &ok);
+    m->out_act = work_act(m, m->n_logit_rows_max, c->dim, m->k->weight_act_format(m->output), &ok);
+    if (!ok)
         return err_set(e, ERR_LOAD, "no memory for the work buffers of a step of %u tokens; lower --max-batch-tokens", m->n_tokens_max);
     return true;
 }
@@ -191,10 +211,6 @@ static void layer_attention(struct model *m, const struct layer *y, uint32_t lay
     m->tp->all_reduce(m->tp, m->y, (size_t)b->n_tokens * c->dim);
 }
 
-static unsigned layer_in_format(const struct kernels *k, const struct layer *y) {
-    return k->weight_act_format(y->q) | k->weight_act_format(y->k) | k->weight_act_format(y->v);
-}
-
 void model_forward(struct model *m, const struct model_batch *b) {
     const struct model_config *c = &m->c;
     struct kernels *k = m->k;
@@ -210,7 +226,7 @@ void model_forward(struct model *m, const struct model_batch *b) {
         const struct layer *next = i + 1 < c->n_layers ? y + 1 : NULL;
         layer_attention(m, y, c->layer_kind[i], b);
         k->residual_norm_pack(k, m->h, m->y, y->attn_post_norm, y->ffn_norm, c->norm_eps, b->n_tokens, c->dim, m->act,
-                              k->weight_act_format(y->gate) | k->weight_act_format(y->up));
+                              layer_ff_format(k, y));
         k->matmul_gated(k, y->gate, y->up, c->activation, m->act, b->n_tokens, m->act_ff, k->weight_act_format(y->down));
         k->matmul(k, &(struct matmul){y->down, m->y, c->dim}, 1, m->act_ff, b->n_tokens);
         m->tp->all_reduce(m->tp, m->y, (size_t)b->n_tokens * c->dim);

@@ -154,8 +154,6 @@ bool tensor_file_unchanged(const struct tensor_file *f) {
 
 /* ---- Hash ---- */
 
-enum { HASH_SAMPLE = 4096 };
-
 static int tensor_by_name(const void *a, const void *b) {
     const struct tensor *const *x = a, *const *y = b;
     return strcmp((*x)->name, (*y)->name);
@@ -175,11 +173,7 @@ static void hash_tensor(XXH3_state_t *h, const struct tensor *t) {
     hash_text(h, t->type_name, strlen(t->type_name));
     hash_u64(h, t->n_dims);
     for (uint32_t d = 0; d < t->n_dims; d++) hash_u64(h, t->shape[d]);
-    const uint8_t *data = t->data;
-    size_t n = size_min(t->n_bytes, HASH_SAMPLE), middle = (t->n_bytes - n) / 2;
-    XXH3_128bits_update(h, data, n);
-    XXH3_128bits_update(h, data + middle, n);
-    XXH3_128bits_update(h, data + t->n_bytes - n, n);
+    XXH3_128bits_update(h, t->data, t->n_bytes);
 }
 
 void tensor_file_hash(const struct tensor_file *f, uint8_t out[16]) {

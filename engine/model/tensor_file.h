@@ -101,8 +101,8 @@ bool gguf_array_i64(const struct gguf_array *a, uint64_t i, int64_t *out); /* in
 void tensor_file_drop(const struct tensor_file *f, const struct tensor *t);
 /* True while every mapped file is still the file that was opened (size, inode and mtime unchanged). */
 bool tensor_file_unchanged(const struct tensor_file *f);
-/* XXH3-128 over names, types, shapes and bytes of all tensors and the metadata: the model part of the numerics id.
- * To stay fast at start it samples: all metadata and shapes, and of each tensor its first, middle and last 4 KiB.
+/* XXH3-128 over the metadata (GGUF header or config.json) and over name, type, shape and bytes of every tensor: the
+ * model part of the numerics id. Reads the whole file, which loading does anyway (some 10 GB/s from the page cache).
  * Tensors are taken in the order of their names: how a folder is cut into shards does not matter. */
 void tensor_file_hash(const struct tensor_file *f, uint8_t out[16]);
 /* Installs the SIGBUS handler described above, once per process. tensor_file_open calls it. */

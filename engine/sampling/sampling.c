@@ -233,20 +233,22 @@ static int32_t draw_from_row(const struct sampler *s, const float *x, float max,
     double target = u * total, below = 0;
     uint32_t first = 0, last = s->n_vocab;
     for (uint32_t step = DRAW_CHUNK; step >= DRAW_RUN; step /= DRAW_CHUNK / DRAW_RUN) {
+        uint32_t hit = first; /* sums of parts round otherwise than the whole: fall back to the last part that has weight */
+        double below_hit = below;
         for (uint32_t i = first; i < last; i += step) {
             double sum = (double)s->k->row_sum_exp(x + i, (uint32_t)size_min(step, last - i), max, inv_t);
-            if (below + sum > target || i + step >= last) {
-                first = i;
-                last = (uint32_t)size_min(i + step, last);
-                break;
-            }
+            if (sum > 0) hit = i, below_hit = below;
             below += sum;
+            if (below > target) break;
         }
+        first = hit;
+        last = (uint32_t)size_min(hit + step, last);
+        below = below_hit;
     }
     int32_t id = -1;
     for (uint32_t i = first; i < last; i++) {
         float w = weight_of(x[i], max, inv_t);
-        if (w > 0) id = (int32_t)i; /* rounding may leave the target past the end: the last possible one */
+        if (w > 0) id = (int32_t)i; /* again, the target may lie past the end: the last possible one */
         below += (double)w;
         if (id == (int32_t)i && below > target) return id;
     }
@@ -276,9 +278,10 @@ static uint32_t nucleus_len(const struct sampler *s, uint32_t n, float max, floa
 
 /* top_p over the whole row: lowers a threshold until the candidates above it hold the nucleus. */
 static uint32_t candidates_nucleus(struct sampler *s, const float *x, float max, float inv_t, float top_p) {
-    double mass = (double)top_p * (double)s->k->row_sum_exp(x, s->n_vocab, max, inv_t);
-    for (float depth = 2.0f;; depth += 2.0f) {
-        bool all = depth > 86.0f; /* exp(-87) is below what fp32 weights can add */
+    double total = (double)s->k->row_sum_exp(x, s->n_vocab, max, inv_t), mass = (double)top_p * total;
+    for (float depth = 2.0f;; depth *= 1.5f) {
+        /* exp(-87) is below what fp32 weights can add; and the margin may ask for more than there is */
+        bool all = depth > 86.0f || mass * (1.0 + 1e-6) >= total;
         uint32_t n = candidates_select(s, x, all ? -3.402823466e38f : max - depth / inv_t);
         double sum = 0;
         for (uint32_t i = 0; i < n; i++) sum += (double)weight_of(s->cand[i].logit, max, inv_t);

@@ -58,6 +58,8 @@ void cpu_act_free(struct kernels *k, struct act *a) {
     if (a) map_free(a, a->bytes);
 }
 
+size_t cpu_act_bytes(const struct act *a) { return a->bytes; }
+
 void cpu_act_begin(struct act *a, uint32_t n_tokens, uint32_t n_cols, unsigned formats) {
     ASSERT(n_tokens <= a->n_tokens_max && n_cols <= a->n_cols_max && (formats & ~a->formats_max) == 0);
     a->n_tokens = n_tokens;

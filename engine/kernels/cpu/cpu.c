@@ -119,6 +119,7 @@ static void ops_wire(struct kernels *k, enum isa_level level) {
         .weight_act_format = cpu_weight_act_format,
         .act_alloc = cpu_act_alloc,
         .act_free = cpu_act_free,
+        .act_bytes = cpu_act_bytes,
         .embed = cpu_embed,
         .norm_pack = cpu_norm_pack,
         .residual_norm_pack = cpu_residual_norm_pack,

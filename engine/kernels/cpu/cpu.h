@@ -106,6 +106,7 @@ size_t cpu_weight_bytes(const struct weight *w);
 unsigned cpu_weight_act_format(const struct weight *w);
 struct act *cpu_act_alloc(struct kernels *k, uint32_t n_tokens_max, uint32_t n_cols_max, unsigned formats);
 void cpu_act_free(struct kernels *k, struct act *a);
+size_t cpu_act_bytes(const struct act *a);
 void cpu_act_begin(struct act *a, uint32_t n_tokens, uint32_t n_cols, unsigned formats);
 struct act_row cpu_act_row(const struct act *a, uint32_t token);
 void cpu_embed(struct kernels *k, const struct weight *w, const int32_t *ids, uint32_t n_tokens, float scale,
