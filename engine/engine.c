@@ -265,6 +265,7 @@ static struct job *job_new(const struct engine *g, struct engine_request *r) {
                           .max_tokens_total = r->n_prompt + r->max_tokens,
                           .priority = r->priority,
                           .salt = r->salt,
+                          .rows_max = r->n_prompt_logprobs >= 0 ? g->n_logit_rows_max : 0, /* each row needs logits */
                           .no_prefix_read = r->n_prompt_logprobs >= 0,
                           .user = j,
                           .kv_seq = -1};

@@ -47,6 +47,7 @@ struct seq {
     uint32_t max_tokens_total; /* n_prompt + max_tokens */
     int priority;              /* lower is sooner (vLLM's convention) */
     uint64_t salt;
+    uint32_t rows_max;   /* prefill rows of a step, where each costs more than usual; 0: the budget */
     bool no_prefix_read; /* prompt log-probabilities need every position computed */
     struct seq *leader;  /* waits until the leader has computed its prompt (n > 1 shares it) or has left; NULL:
                             none. Read by sched_add only, so it cannot dangle later */

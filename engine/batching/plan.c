@@ -60,6 +60,7 @@ const struct step_plan *sched_plan(struct sched *s) {
         }
         uint32_t yield = q->n_planned < left / 2 ? q->n_planned : left / 2;
         uint32_t n_rows = rows_left(q) < left - yield ? rows_left(q) : left - yield;
+        if (q->rows_max && n_rows > q->rows_max) n_rows = q->rows_max;
         q->n_planned = grow(s, q, n_rows);
         left -= q->n_planned;
     }

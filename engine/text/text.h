@@ -1,7 +1,7 @@
 /* text.h - tokens <-> text: tokenizers, incremental detokenization, the built-in chat template.
  *
- * Text is handled on the HTTP threads and the server's output thread; the engine thread only asks tokenizer_is_eog. A `struct tokenizer` is immutable after opening and may be shared by
- * all threads. Every function is linear (up to log) in its input and does not recurse on it.
+ * Text is handled on the HTTP threads and the server's output thread; the engine thread only asks tokenizer_is_eog.
+ * A `struct tokenizer` is immutable after opening and may be shared by all threads. Every function is linear (up to log) in its input and does not recurse on it.
  *
  * Invalid UTF-8 in text: each maximal invalid subpart becomes U+FFFD before tokenizing (the WHATWG rule, what
  * Python's errors="replace" does), so the result is defined and equal on every path.

@@ -116,6 +116,7 @@ static void job_draw(struct world *w, uint32_t i, int32_t bases[BASES_MAX][PROMP
     j->seq.salt = rng_range(r, 1, 2);
     j->seq.priority = rng_chance(r, 60) ? 0 : (int)rng_range(r, 0, 4) - 2;
     j->seq.no_prefix_read = rng_chance(r, 8);
+    j->seq.rows_max = rng_chance(r, 8) ? rng_range(r, 1, 40) : 0;
     prompt_draw(w, j, bases, n_vocab);
     if (i > 0 && rng_chance(r, 25)) { /* one of n > 1 samples of the same prompt, more or less */
         j->leader = (int)rng_range(r, 0, i - 1);
