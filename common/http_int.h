@@ -32,6 +32,9 @@
 #define HTTP_OVER_MS 2000    /* header deadline of connections above connections_max */
 #define HTTP_RESERVE_MIN 32  /* connections above connections_max, for HTTP_VITAL routes */
 #define HTTP_HEADERS_MAX 8   /* extra reply headers */
+/* A reply that holds no more than this is never refused or cut for reply_bytes_total_max: it is about what a connection
+ * costs anyway, and errors, health and metrics have to get through. */
+#define HTTP_REPLY_SMALL_BYTES ((uint64_t)64 << 10)
 
 struct http_field {
     const char *name, *value; /* NUL-terminated, in libmicrohttpd's memory, valid as long as the request */
@@ -122,6 +125,7 @@ struct http_reply {
     size_t n_extra;
     struct strbuf out;
     size_t out_sent;
+    uint64_t held_bytes; /* of memory, this reply's part of the server's reply_bytes */
     uint64_t written_ns;
     void (*on_gone)(void *arg);
     void *on_gone_arg;
@@ -134,8 +138,11 @@ struct http_reply {
 struct http_reply *http_reply_new(struct http_conn *conn, const char *target);
 void http_reply_unref(struct http_reply *r);
 void http_reply_body_free(struct http_reply *r); /* loop: after the handler */
-void http_reply_lose(struct http_reply *r);      /* loop: the client is gone; runs on_gone once */
-void http_reply_detach(struct http_reply *r);    /* loop: completed; drops the loop's reference */
+/* Sets how much memory the reply holds (invariant 4 of http_reply.c); false when that is too much for the server.
+ * r->lock is held, or nobody else has the reply. */
+bool http_reply_hold(struct http_reply *r, uint64_t bytes);
+void http_reply_lose(struct http_reply *r);   /* loop: the client is gone; runs on_gone once */
+void http_reply_detach(struct http_reply *r); /* loop: completed; drops the loop's reference */
 enum http_start { START_QUEUED, START_WAIT, START_CLOSE };
 enum http_start http_reply_start(struct http_reply *r); /* loop, in the access handler: answer, or suspend */
 /* All header lines besides Content-Type and Content-Length, given one by one. */
@@ -171,6 +178,7 @@ struct http_conn {
     uint64_t phase_ns;    /* when it began */
     uint64_t progress_ns; /* of PHASE_SEND: when the client last took bytes, of which there were */
     uint64_t acked_bytes;
+    uint64_t window_ns, window_acked; /* of PHASE_SEND: begin of the window whose average is looked at; 0: none yet */
     uint64_t taken_bytes;          /* that libmicrohttpd had read from the socket at the last check for being stuck */
     uint64_t calls, calls_checked; /* of callbacks, so far and at that check */
     bool half_closed;              /* the peer sent FIN */
@@ -217,8 +225,8 @@ struct http_server {
     atomic_bool draining, stopping; /* relaxed flags; a wake follows */
     atomic_uint connections, requests;
     atomic_uint loops_listening;
-    /* statistics, relaxed; body_bytes also bounds what is held */
-    atomic_uint_fast64_t body_bytes, accepted, refused, bad_requests, gone, timeouts;
+    /* statistics, relaxed; body_bytes and reply_bytes also bound what is held */
+    atomic_uint_fast64_t body_bytes, reply_bytes, accepted, refused, bad_requests, gone, timeouts;
 
     pthread_mutex_t idle_lock; /* guards handles and spare_fd */
     uint32_t handles;          /* that the program has not given back */

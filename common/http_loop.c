@@ -6,7 +6,7 @@
  * the client went away, also while the connection is suspended, when libmicrohttpd looks away.
  *
  *   FRESH --bytes--> HEAD --header--> BODY --request--> HANDLE --answer--> SEND --completed--> IDLE --bytes--> HEAD
- *                      `--------- deadline: 408 and close ---'  (no deadline)  `- no byte taken: cut
+ *                      `--------- deadline: 408 and close ---'  (no deadline)  `- too little taken: cut
  *
  * Deadlines are looked at when the earliest may have passed, never more than every SCAN_NS; an idle server with no
  * connection sleeps without a timeout.
@@ -93,6 +93,7 @@ void http_conn_phase(struct http_conn *c, enum http_phase phase) {
     c->phase = phase;
     c->phase_ns = time_now_ns();
     c->progress_ns = c->phase_ns;
+    c->window_ns = 0;
     const uint64_t limit_ms = phase_limit_ns(c);
     if (limit_ms > 0) http_loop_scan_by(c->loop, c->phase_ns + limit_ms * NS_PER_MS);
     if (phase == PHASE_SEND || phase == PHASE_HANDLE) http_loop_scan_by(c->loop, c->phase_ns + PROGRESS_NS);
@@ -166,9 +167,28 @@ static bool has_progress(struct http_conn *c) {
     return progress;
 }
 
+/* False when the client has taken nothing, or less than the least rate, for as long as it may. A byte now and then must
+ * not hold a reply for ever. */
+static bool drains(struct http_conn *c, uint64_t now) {
+    const struct http_server_options *o = &c->loop->server->o;
+    const uint64_t window_ns = (uint64_t)o->write_stall_ms * NS_PER_MS;
+    if (has_progress(c)) c->progress_ns = now;
+    if (now - c->progress_ns >= window_ns) return false;
+    if (c->window_ns == 0 || now - c->window_ns >= window_ns) {
+        const uint64_t least = (uint64_t)o->drain_bytes_per_s_min * o->write_stall_ms / 1000;
+        const bool enough = c->window_ns == 0 || c->acked_bytes - c->window_acked >= least;
+        c->window_ns = now;
+        c->window_acked = c->acked_bytes;
+        return enough;
+    }
+    return true;
+}
+
 static void add_comment(struct http_reply *r) {
     static const char comment[] = ": keep-alive\n\n";
-    if (!r->gone && !r->overflow) strbuf_add(&r->out, comment, sizeof comment - 1);
+    if (r->gone || r->overflow) return;
+    strbuf_add(&r->out, comment, sizeof comment - 1);
+    http_reply_hold(r, r->out.capacity); /* it was drained: a few bytes are never too much */
 }
 
 /* When the connection is to be looked at again; UINT64_MAX: its events suffice. */
@@ -197,9 +217,8 @@ static uint64_t scan_reply(struct http_conn *c, uint64_t now) {
         return next;
     }
     if (c->phase != PHASE_SEND || suspended) return next == UINT64_MAX ? next : size_max(next, now + SCAN_NS);
-    if (has_progress(c)) c->progress_ns = now;
-    if (now - c->progress_ns >= (uint64_t)o->write_stall_ms * NS_PER_MS) {
-        log_info("http", r->id, "client takes nothing: cut", LOG_STR("peer", c->peer));
+    if (!drains(c, now)) {
+        log_info("http", r->id, "client takes nothing, or too little: cut", LOG_STR("peer", c->peer));
         atomic_fetch_add_explicit(&c->loop->server->timeouts, 1, memory_order_relaxed);
         http_conn_close(c);
         return UINT64_MAX;

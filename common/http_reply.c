@@ -11,7 +11,8 @@
  *   at any time: the client goes -> gone, on_gone once -> completed; the handle lives until its ending call
  *
  * Invariants: 1. refs counts the loop (until detach) and the handle (until an ending call).  2. on_gone runs under the
- * lock, at most once, and never after an ending call.  3. after `gone` nothing is added to `out`.
+ * lock, at most once, and never after an ending call.  3. after `gone` nothing is added to `out`.  4. held_bytes is the
+ * capacity of `out`, or of the whole reply that libmicrohttpd has taken over, until the request is completed.
  */
 #include "common/http_int.h"
 #include "common/json.h"
@@ -63,8 +64,16 @@ void http_reply_body_free(struct http_reply *r) {
     r->request.body_bytes = 0;
 }
 
+bool http_reply_hold(struct http_reply *r, uint64_t bytes) {
+    const uint64_t more = bytes - r->held_bytes; /* wraps when it shrinks, and so does the sum: both come out right */
+    const uint64_t total = atomic_fetch_add_explicit(&r->server->reply_bytes, more, memory_order_relaxed) + more;
+    r->held_bytes = bytes;
+    return bytes <= HTTP_REPLY_SMALL_BYTES || total <= r->server->o.reply_bytes_total_max;
+}
+
 void http_reply_unref(struct http_reply *r) {
     if (atomic_fetch_sub(&r->refs, 1) != 1) return;
+    http_reply_hold(r, 0);
     for (size_t i = 0; i < r->n_extra; i++) {
         free(r->extra[i].name);
         free(r->extra[i].value);
@@ -88,6 +97,7 @@ static void lose_locked(struct http_reply *r) {
     if (r->gone) return;
     r->gone = true;
     strbuf_free(&r->out);
+    http_reply_hold(r, 0);
     r->out_sent = 0;
     if (r->on_gone && r->handle_out) r->on_gone(r->on_gone_arg);
     r->on_gone = NULL;
@@ -103,6 +113,7 @@ void http_reply_detach(struct http_reply *r) {
     struct http_server *s = r->server;
     pthread_mutex_lock(&r->lock);
     r->detached = true;
+    http_reply_hold(r, 0);
     http_loop_unpush(r);
     pthread_mutex_unlock(&r->lock);
     request_free(r);
@@ -158,7 +169,9 @@ static ssize_t take_locked(struct http_reply *r, char *buf, size_t max) {
     r->bytes_out += n;
     if (r->out_sent == r->out.count) {
         strbuf_clear(&r->out);
+        if (r->out.capacity > COMPACT_BYTES) strbuf_free(&r->out); /* the backlog of a moment is not kept */
         r->out_sent = 0;
+        http_reply_hold(r, r->out.capacity);
     }
     return (ssize_t)n;
 }
@@ -296,6 +309,15 @@ static void set_kind(struct http_reply *r, int status, const char *content_type)
     snprintf(r->content_type, sizeof r->content_type, "%s", content_type);
 }
 
+/* Instead of a reply that there is no room for. */
+static void send_no_room(struct http_reply *r) {
+    struct err e;
+    atomic_fetch_add_explicit(&r->server->refused, 1, memory_order_relaxed);
+    log_warn("http", r->id, "clients leave too much unread: a reply became 503");
+    err_set(&e, ERR_OVERLOADED, "The server holds as many unread replies as it takes; try again later.");
+    http_reply_err(r, &e);
+}
+
 void http_reply_send_buf(struct http_reply *r, int status, const char *content_type, struct strbuf *b) {
     if (b->failed) {
         struct err e;
@@ -305,6 +327,13 @@ void http_reply_send_buf(struct http_reply *r, int status, const char *content_t
         return;
     }
     pthread_mutex_lock(&r->lock);
+    if (!r->gone && !http_reply_hold(r, b->capacity)) {
+        http_reply_hold(r, 0);
+        pthread_mutex_unlock(&r->lock);
+        strbuf_free(b);
+        send_no_room(r);
+        return;
+    }
     if (!r->gone) {
         set_kind(r, status, content_type);
         strbuf_free(&r->out);
@@ -358,7 +387,8 @@ bool http_reply_write(struct http_reply *r, const void *bytes, size_t n) {
             r->out_sent = 0;
         }
         strbuf_add(&r->out, bytes, n);
-        r->overflow = r->out.failed || r->out.count - r->out_sent > r->server->o.stream_buffer_bytes_max;
+        const bool room = http_reply_hold(r, r->out.capacity);
+        r->overflow = !room || r->out.failed || r->out.count - r->out_sent > r->server->o.stream_buffer_bytes_max;
         r->written_ns = time_now_ns();
         if (r->suspended || r->overflow) wake_locked(r);
     }

@@ -58,9 +58,11 @@ static void fill_options(struct http_server *s, const struct http_server_options
     s->o.idle_timeout_ms = or_default(o->idle_timeout_ms, 75000);
     s->o.write_stall_ms = or_default(o->write_stall_ms, 30000);
     s->o.keepalive_comment_ms = or_default(o->keepalive_comment_ms, 15000);
+    s->o.drain_bytes_per_s_min = or_default(o->drain_bytes_per_s_min, 1024);
     s->o.body_bytes_max = o->body_bytes_max ? o->body_bytes_max : (uint64_t)8 << 20;
     s->o.body_bytes_total_max = o->body_bytes_total_max ? o->body_bytes_total_max : (uint64_t)256 << 20;
     s->o.stream_buffer_bytes_max = o->stream_buffer_bytes_max ? o->stream_buffer_bytes_max : (uint64_t)1 << 20;
+    s->o.reply_bytes_total_max = o->reply_bytes_total_max ? o->reply_bytes_total_max : (uint64_t)256 << 20;
     s->o.api_keys = keep_list(s, o->api_keys, o->n_api_keys);
     s->o.cors_origins = keep_list(s, o->cors_origins, o->n_cors_origins);
     s->o.allowed_hosts = keep_list(s, o->allowed_hosts, o->n_allowed_hosts);
@@ -275,6 +277,7 @@ void http_server_stats(const struct http_server *s, struct http_server_stats *ou
         .connections = atomic_load(&s->connections),
         .requests = atomic_load(&s->requests),
         .body_bytes = atomic_load_explicit(&s->body_bytes, memory_order_relaxed),
+        .reply_bytes = atomic_load_explicit(&s->reply_bytes, memory_order_relaxed),
         .accepted = atomic_load_explicit(&s->accepted, memory_order_relaxed),
         .refused = atomic_load_explicit(&s->refused, memory_order_relaxed),
         .bad_requests = atomic_load_explicit(&s->bad_requests, memory_order_relaxed),

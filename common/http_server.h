@@ -101,7 +101,10 @@ struct http_server_options {
     uint32_t idle_timeout_ms;         /* 0: 75,000, between requests of one connection */
     uint32_t write_stall_ms;          /* 0: 30,000 without the client taking a byte that waits for it */
     uint32_t keepalive_comment_ms;    /* 0: 15,000, of streams with HTTP_KEEPALIVE_COMMENTS */
+    uint32_t drain_bytes_per_s_min;   /* 0: 1,024, averaged over write_stall_ms while bytes wait for the client */
     uint64_t stream_buffer_bytes_max; /* 0: 1 MiB per reply handle, waiting for a slow client */
+    uint64_t reply_bytes_total_max;   /* 0: 256 MiB, of all replies that clients have not taken; past it whole replies
+                                         become 503, and streams that hold much are cut. Small replies always go */
     const char *const *api_keys;      /* none: every route is open */
     size_t n_api_keys;
     const char *const *cors_origins; /* "*" or origins; none: no CORS headers, preflights refused */
@@ -129,6 +132,7 @@ void http_server_close(struct http_server *s);
 struct http_server_stats {
     uint32_t connections, requests; /* open now; begun and not finished */
     uint64_t body_bytes;            /* held now */
+    uint64_t reply_bytes;           /* held now */
     uint64_t accepted, refused, bad_requests, gone, timeouts;
 };
 void http_server_stats(const struct http_server *s, struct http_server_stats *out);
@@ -147,11 +151,11 @@ void http_reply_header(struct http_reply *r, const char *name, const char *value
  * http_reply_header) to 429 and 503, WWW-Authenticate to 401, and x-should-retry: false to 500. */
 void http_reply_send(struct http_reply *r, int status, const char *content_type, const void *body, size_t n);
 void http_reply_err(struct http_reply *r, const struct err *e);
-/* As send, taking the buffer's memory; a failed buffer becomes a 500. */
+/* As send, taking the buffer's memory; a failed buffer becomes a 500, one over reply_bytes_total_max a 503. */
 void http_reply_send_buf(struct http_reply *r, int status, const char *content_type, struct strbuf *b);
 
-/* Streams: chunked. begin sends the header at once. write copies; false: the client is gone (or was cut because
- * stream_buffer_bytes_max waited for it): stop producing and call end or abort. */
+/* Streams: chunked. begin sends the header at once. write copies; false: the client is gone (or was cut because too
+ * much waited for it: stream_buffer_bytes_max, reply_bytes_total_max): stop producing and call end or abort. */
 enum http_begin_flags { HTTP_KEEPALIVE_COMMENTS = 1 }; /* ": keep-alive" lines while nothing is written */
 bool http_reply_begin(struct http_reply *r, int status, const char *content_type, unsigned flags);
 bool http_reply_write(struct http_reply *r, const void *bytes, size_t n);

@@ -156,7 +156,12 @@ bool json_err(const struct json_at *at, enum err_code code, struct err *e, const
     /* A key may hold anything a client sent: only printable ASCII goes into a message or param. */
     for (char *p = path; *p; p++)
         if (*p < ' ' || *p > '~') *p = '?';
-    if (!path[0]) return err_set_param(e, code, "", "%s.", text);
+    /* The path is added where the text does not name it itself. */
+    size_t n = strlen(text);
+    if (n > 0 && text[n - 1] == '.') text[n - 1] = '\0';
+    char quoted[JSON_PATH_MAX + 2];
+    snprintf(quoted, sizeof quoted, "'%s'", path);
+    if (!path[0] || strstr(text, quoted)) return err_set_param(e, code, path, "%s.", text);
     return err_set_param(e, code, path, "%s: '%s'.", text, path);
 }
 

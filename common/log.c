@@ -3,9 +3,13 @@
  * Design: a line is built on the stack of the calling thread and handed over with one write(2), which the kernel
  * keeps whole for pipes up to PIPE_BUF and for files opened for appending; a longer line loses whole pairs at its end.
  * The rate limit is a small table of (subsystem, message) pairs, hashed, each with its current second and count.
- * Threads: any. `limit_lock` guards `limits`; the options are written before threads start; the counter is atomic.
+ * A reader that has stopped reading (a full pipe, a stopped terminal) must not stop the program: a line is written
+ * only when poll(2) says that there is room, and is dropped and counted otherwise. A pipe has room when a page of it is
+ * free, so a line fits, unless another process fills the same pipe in between. A split line counts as dropped.
+ * Threads: any. `limit_lock` guards `limits`, `write_lock` keeps the room for the line that found it; the options are
+ * written before threads start; the counter is atomic.
  * Invariants: 1. no control byte and no quote from a value reaches a line unescaped.  2. log_line never
- * allocates, blocks only in write(2), and keeps errno.
+ * allocates, never waits for a reader, and keeps errno.
  */
 #include "common/log.h"
 #include "common/strbuf.h"
@@ -13,6 +17,7 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <math.h>
+#include <poll.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -33,6 +38,7 @@ struct limit {
 static struct log_options options = {.level = LOG_INFO};
 static struct limit limits[LIMITS_COUNT];
 static pthread_mutex_t limit_lock = PTHREAD_MUTEX_INITIALIZER; /* guards limits */
+static pthread_mutex_t write_lock = PTHREAD_MUTEX_INITIALIZER; /* from poll to write */
 static _Atomic uint64_t dropped;                               /* statistics: relaxed */
 
 static const char *const level_names[] = {"DEBUG", "INFO", "WARN", "ERROR", "OFF"};
@@ -208,6 +214,19 @@ static void line_pair(struct line *l, const struct log_pair *pair) {
     if (l->full) l->count = count_before; /* a whole pair or none: a cut line must stay readable */
 }
 
+/* The bytes written; -1: none. */
+static ssize_t write_if_room(const char *bytes, size_t n) {
+    ssize_t written = -1;
+    pthread_mutex_lock(&write_lock);
+    do {
+        struct pollfd fd = {.fd = STDERR_FILENO, .events = POLLOUT};
+        if (poll(&fd, 1, 0) == 0 || (fd.revents && !(fd.revents & POLLOUT))) break;
+        written = write(STDERR_FILENO, bytes, n);
+    } while (written < 0 && errno == EINTR);
+    pthread_mutex_unlock(&write_lock);
+    return written;
+}
+
 static void line_write(struct line *l) {
     if (options.json) {
         l->text[l->count++] = '}';
@@ -216,10 +235,7 @@ static void line_write(struct line *l) {
         l->count += 4;
     }
     l->text[l->count++] = '\n';
-    ssize_t written;
-    do {
-        written = write(STDERR_FILENO, l->text, l->count);
-    } while (written < 0 && errno == EINTR);
+    const ssize_t written = write_if_room(l->text, l->count);
     if (written != (ssize_t)l->count) atomic_fetch_add_explicit(&dropped, 1, memory_order_relaxed);
 }
 

@@ -21,6 +21,7 @@ struct api_model {
     const char *const *names; /* [n_names], n_names >= 1: the first one is reported in replies */
     size_t n_names;
     uint32_t n_vocab;
+    const struct tokenizer *tokenizer; /* for its end tokens; NULL: none */
 };
 
 struct api_prompt {

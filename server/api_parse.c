@@ -107,7 +107,7 @@ static bool fields_read(struct api_parse *p, const struct json_at *top) {
     json_object_foreach((json_t *)top->value, key, value) { /* only reads: jansson's iterator has no const form */
         struct json_at at = {.value = value, .parent = top, .key = key};
         const struct field *f = field_find(key, (unsigned)p->out->endpoint);
-        if (!f) return json_err(&at, ERR_UNKNOWN_FIELD, p->e, "Unrecognized request argument: '%.64s'.", key);
+        if (!f) return json_err(&at, ERR_UNKNOWN_FIELD, p->e, "Unrecognized request argument");
         if (!json_is_null(value) && !field_read(p, f, &at)) return false;
     }
     return true;
@@ -161,14 +161,29 @@ static bool logprobs_fold(struct api_request *r, struct err *e) {
     return true;
 }
 
+static bool ends_text(const struct api_request *r, const struct api_model *model, int32_t id) {
+    for (uint32_t i = 0; i < r->n_stop_ids; i++)
+        if (r->stop_ids[i] == id) return true;
+    return !r->ignore_eos && model->tokenizer && tokenizer_is_eog(model->tokenizer, id);
+}
+
+/* Before min_tokens no token may be drawn that ends the text: some other one must be allowed. */
+static bool allowed_check(const struct api_request *r, const struct api_model *model, struct err *e) {
+    if (r->min_tokens == 0 || r->sampling.n_allowed == 0) return true;
+    for (uint32_t i = 0; i < r->sampling.n_allowed; i++)
+        if (!ends_text(r, model, r->sampling.allowed[i])) return true;
+    return err_set_param(e, ERR_BAD_VALUE, "allowed_token_ids",
+                         "'allowed_token_ids' has only tokens that end the text, but 'min_tokens' asks for others.");
+}
+
 /* The rules between fields. */
-static bool rules_check(struct api_request *r, struct err *e) {
+static bool rules_check(struct api_request *r, const struct api_model *model, struct err *e) {
     if (r->endpoint == API_DETOKENIZE) return r->tokens ? true : missing(e, "tokens");
     if (r->endpoint == API_TOKENIZE && r->n_prompts && r->n_messages)
         return err_set_param(e, ERR_BAD_VALUE, "messages", "Send either 'prompt' or 'messages'.");
     if (r->endpoint == API_CHAT && !r->n_messages) return missing(e, "messages");
     if (r->endpoint != API_CHAT && !r->n_prompts && !r->n_messages) return missing(e, "prompt");
-    if (!lengths_fold(r, e) || !logprobs_fold(r, e)) return false;
+    if (!lengths_fold(r, e) || !logprobs_fold(r, e) || !allowed_check(r, model, e)) return false;
     if (!r->stream && (r->include_usage || r->continuous_usage))
         return err_set_param(e, ERR_BAD_VALUE, "stream_options", "'stream_options' needs 'stream': true.");
     if ((uint64_t)r->n * r->n_prompts > CHOICES_MAX)
@@ -189,7 +204,7 @@ bool api_parse(struct api_request *out, enum api_endpoint endpoint, const struct
     if (!out->doc) return false;
     struct json_at top = json_top(out->doc);
     struct api_parse p = {.out = out, .model = model, .e = e};
-    if (json_as_object(&top, e) && fields_read(&p, &top) && rules_check(out, e)) return true;
+    if (json_as_object(&top, e) && fields_read(&p, &top) && rules_check(out, model, e)) return true;
     api_request_free(out);
     return false;
 }

@@ -100,6 +100,7 @@ void choice_open(struct choice *c, struct generation *g, uint32_t index) {
     struct prompt_part *p = &g->prompts[index / n];
     const struct tokenizer *t = engine_tokenizer(g->server->engine);
     *c = (struct choice){.generation = g, .prompt = p, .index = index, .stop_index = -1, .stop_token = -1};
+    const uint64_t timeout_ns = g->server->options.request_timeout;
     detok_init(&c->detok, t, !api->skip_special_tokens, false);
     c->n_chars = p->n_chars;
     c->request = (struct engine_request){
@@ -115,6 +116,7 @@ void choice_open(struct choice *c, struct generation *g, uint32_t index) {
         .n_prompt_logprobs = -1,
         .priority = api->priority,
         .salt = g->salt,
+        .deadline_ns = timeout_ns ? g->received_ns + timeout_ns : 0,
         .leader = i > 0 ? &c[-(ptrdiff_t)i].request : NULL,
         .user = c,
     };

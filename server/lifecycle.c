@@ -38,6 +38,7 @@ static void *load_main(void *arg) {
     s->engine = engine_open(&o, &l->err);
     if (s->engine) {
         s->model.n_vocab = engine_info(s->engine)->n_vocab;
+        s->model.tokenizer = engine_tokenizer(s->engine);
         stats_loaded(s);
         l->ok = output_open(&s->output, &l->err);
     }

@@ -9,7 +9,8 @@ enum {
     PROMPTS_MAX = 64,            /* prompts of one completions request */
     CHOICES_MAX = 256,           /* prompts * n: requests that one body puts into the engine's queue */
     MESSAGES_MAX = 4096,
-    CONTENT_PARTS_MAX = 4096, /* per message */
+    TOKENIZE_BYTES_MAX = 1 << 20, /* text of one /tokenize request, which an HTTP thread works on meanwhile */
+    CONTENT_PARTS_MAX = 4096,     /* per message */
     STOP_STRINGS_MAX = 16,
     STOP_BYTES_MAX = 1024, /* of one stop string */
     CACHE_SALT_BYTES_MAX = 1024,
@@ -19,7 +20,7 @@ enum {
     MODEL_NAME_BYTES_MAX = 256,
     /* (tokens with log-probabilities) x (alternatives + 1) in one reply: what a reply may hold in memory,
      * about 100 bytes each */
-    LOGPROB_ENTRIES_MAX = 1 << 20,
+    LOGPROB_ENTRIES_MAX = 1 << 17,
     /* bytes of a stream that a client has not read yet; past it the client is too slow and is let go */
     STREAM_BACKLOG_BYTES_MAX = 8 << 20,
     API_KEYS_MAX = 256,

@@ -146,8 +146,7 @@ void route_version(struct http_reply *r, const struct http_request *q, void *arg
 }
 
 void route_metrics(struct http_reply *r, const struct http_request *q, void *arg) {
-    (void)q;
     struct strbuf b = {0};
-    stats_render(arg, &b);
+    stats_render(arg, q->server, &b);
     http_reply_send_buf(r, 200, METRICS_CONTENT_TYPE, &b);
 }

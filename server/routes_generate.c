@@ -8,6 +8,17 @@ static bool choices_fit(const struct server *s, const struct api_request *api, s
                          s->options.queue_requests);
 }
 
+/* The engine's queue takes any one prompt when it is empty, and several only together; choices share their prompt. */
+static bool prompts_fit(const struct server *s, const struct api_request *api, const struct prompt_tokens *prompts,
+                        struct err *e) {
+    uint64_t n_tokens = 0;
+    for (uint32_t i = 0; i < api->n_prompts; i++) n_tokens += prompts[i].n;
+    if (api->n_prompts == 1 || n_tokens <= s->options.queue_tokens) return true;
+    return err_set_param(e, ERR_BAD_VALUE, "prompt",
+                         "The prompts have %llu tokens together, more than this server lets wait (%llu).",
+                         (unsigned long long)n_tokens, (unsigned long long)s->options.queue_tokens);
+}
+
 /* The generation, with the reply registered; NULL: *e. */
 static struct generation *request_open(struct server *s, struct http_reply *r, const struct http_request *q,
                                        enum api_endpoint endpoint, struct err *e) {
@@ -17,6 +28,11 @@ static struct generation *request_open(struct server *s, struct http_reply *r, c
     if (!api_parse(&api, endpoint, &s->model, q->body, q->body_bytes, e)) return NULL;
     uint32_t max_model_len = engine_info(s->engine)->max_model_len;
     if (!choices_fit(s, &api, e) || !prompts_encode(&api, engine_tokenizer(s->engine), max_model_len, prompts, e)) {
+        api_request_free(&api);
+        return NULL;
+    }
+    if (!prompts_fit(s, &api, prompts, e)) {
+        prompts_free(prompts, api.n_prompts);
         api_request_free(&api);
         return NULL;
     }

@@ -30,6 +30,24 @@ static void token_strs_write(struct strbuf *b, const struct tokenizer *t, const 
     strbuf_add_char(b, ']');
 }
 
+/* The text that is to be tokenized is short enough for an HTTP thread. */
+static bool text_fits(const struct api_request *api, struct err *e) {
+    size_t n = api->n_prompts ? api->prompts[0].n_text : 0;
+    for (uint32_t i = 0; i < api->n_messages; i++) n += api->messages[i].n_content;
+    if (n <= TOKENIZE_BYTES_MAX) return true;
+    return err_set_param(e, ERR_BAD_VALUE, api->n_messages ? "messages" : "prompt",
+                         "The text has %zu bytes; at most %d are tokenized at once.", n, TOKENIZE_BYTES_MAX);
+}
+
+static bool text_encode(const struct tokenizer *t, const struct api_request *api, size_t n_max, int32_t **ids,
+                        size_t *n, struct err *e) {
+    if (!text_fits(api, e)) return false;
+    if (api->n_messages)
+        return chat_encode(t, api->messages, api->n_messages, api->add_generation_prompt, n_max, ids, n, e);
+    const unsigned flags = api->add_special_tokens ? TOKENIZE_ADD_SPECIAL : 0;
+    return tokenizer_encode(t, api->prompts[0].text, api->prompts[0].n_text, flags, n_max, ids, n, e);
+}
+
 void route_tokenize(struct http_reply *r, const struct http_request *q, void *arg) {
     struct server *s = arg;
     struct api_request api;
@@ -41,15 +59,7 @@ void route_tokenize(struct http_reply *r, const struct http_request *q, void *ar
     const struct tokenizer *t = engine_tokenizer(s->engine);
     int32_t *ids = NULL;
     size_t n = 0, n_max = q->body_bytes * 4 + 64; /* a text has no more tokens than bytes, a message few besides */
-    bool ok;
-    if (api.n_messages) {
-        ok = chat_encode(t, api.messages, api.n_messages, api.add_generation_prompt, n_max, &ids, &n, &e);
-    } else {
-        const struct api_prompt *p = &api.prompts[0];
-        ok = tokenizer_encode(t, p->text, p->n_text, api.add_special_tokens ? TOKENIZE_ADD_SPECIAL : 0, n_max, &ids, &n,
-                              &e);
-    }
-    if (ok) {
+    if (text_encode(t, &api, n_max, &ids, &n, &e)) {
         struct strbuf b = {0};
         tokens_write(&b, s, ids, n);
         if (api.return_token_strs) token_strs_write(&b, t, ids, n);

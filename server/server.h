@@ -4,7 +4,7 @@
  *
  *   LOADING --server_load--> READY --SIGTERM--> DRAINING --> (end)
  *
- * engine, model.n_vocab and output are set before READY is published and do not change after; who saw READY or
+ * engine, model and output are set before READY is published and do not change after; who saw READY or
  * DRAINING (an acquire load) may use them.
  */
 #ifndef CHOIR_SERVER_H
@@ -89,7 +89,8 @@ void stats_choice_token(struct server *s, const struct generation *g, const stru
 void stats_request_done(struct server *s, const struct generation *g, const struct generation_usage *u,
                         uint64_t now_ns);
 void stats_http_done(void *server, const struct http_done *d);
-void stats_render(struct server *s, struct strbuf *out);
+/* http: the request's, because handlers may run before s->http is set. */
+void stats_render(struct server *s, const struct http_server *http, struct strbuf *out);
 
 /* ---- lifecycle.c: load, run, drain ---- */
 /* Listens, loads, serves until told to stop. The exit status. */

@@ -96,12 +96,12 @@ static void engine_totals(struct server *s) {
     metrics_set(m, METRIC_step_max, (double)es.step_ns_max / 1e9);
 }
 
-void stats_render(struct server *s, struct strbuf *out) {
+void stats_render(struct server *s, const struct http_server *http, struct strbuf *out) {
     enum server_state state = server_state(s);
     metrics_set(s->metrics, METRIC_ready, state == SERVER_READY ? 1 : 0);
     if (state != SERVER_LOADING) engine_totals(s);
     struct http_server_stats hs;
-    http_server_stats(s->http, &hs);
+    http_server_stats(http, &hs);
     metrics_set(s->metrics, METRIC_http_connections, hs.connections);
     metrics_render(s->metrics, out);
 }

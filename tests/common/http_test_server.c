@@ -208,10 +208,10 @@ static void on_stats(struct http_reply *r, const struct http_request *q, void *a
     (void)arg;
     http_server_stats(q->server, &s);
     strbuf_printf(&b,
-                  "{\"gone\":%u,\"open\":%u,\"connections\":%u,\"requests\":%u,\"body_bytes\":%llu,\"timeouts\":%llu,"
-                  "\"complete\":%llu,\"cut\":%llu}",
+                  "{\"gone\":%u,\"open\":%u,\"connections\":%u,\"requests\":%u,\"body_bytes\":%llu,"
+                  "\"reply_bytes\":%llu,\"timeouts\":%llu,\"complete\":%llu,\"cut\":%llu}",
                   atomic_load(&gone_count), atomic_load(&open_count), s.connections, s.requests,
-                  (unsigned long long)s.body_bytes, (unsigned long long)s.timeouts,
+                  (unsigned long long)s.body_bytes, (unsigned long long)s.reply_bytes, (unsigned long long)s.timeouts,
                   (unsigned long long)atomic_load(&done_complete), (unsigned long long)atomic_load(&done_cut));
     http_reply_send_buf(r, 200, HTTP_JSON, &b);
 }
@@ -268,6 +268,8 @@ static struct http_server_options server_options(const struct test_options *o) {
         .body_timeout_ms = (uint32_t)(o->body_timeout / 1000000),
         .idle_timeout_ms = (uint32_t)(o->idle_timeout / 1000000),
         .write_stall_ms = (uint32_t)(o->stall / 1000000),
+        .drain_bytes_per_s_min = o->drain,
+        .reply_bytes_total_max = o->reply_total,
         .keepalive_comment_ms = (uint32_t)(o->comment / 1000000),
         .api_keys = o->api_key.items,
         .n_api_keys = o->api_key.count,

@@ -193,6 +193,27 @@ class Deadlines(unittest.TestCase):
             self.assertEqual(len(parse_replies(data)[0].body), 2000000)
             s.close()
 
+    def test_reader_of_a_byte_now_and_then_is_cut(self):
+        """Progress in every window, but far below the least rate: neither kind of reply is held for ever. The window is
+        updated by the kernel in steps, so the client takes 4 KB at once, of the 100 KB it should."""
+        for path in (b"/big?bytes=16000000", b"/stream?n=1000000&gap=1&bytes=3000"):
+            with self.subTest(path), Server("--stall", "1s", "--drain", "100000", "--stream-buffer", "64M") as server:
+                s = server.connect(receive_buffer=4096)
+                s.sendall(GET % path)
+                cut = False
+                for _ in range(200):
+                    try:
+                        s.recv(2048)
+                    except OSError:
+                        pass
+                    time.sleep(0.1)
+                    cut = server.stats()["cut"] == 1
+                    if cut:
+                        break
+                self.assertTrue(cut, "still holds the reply")
+                self.assertIsNotNone(server.wait_stats(lambda x: x["reply_bytes"] < 10000 and x["requests"] == 1))
+                s.close()
+
     def test_reader_too_slow_for_a_stream_is_cut_at_the_buffer_limit(self):
         with Server("--stream-buffer", "64K") as server:
             s = server.connect(receive_buffer=4096)
@@ -203,6 +224,43 @@ class Deadlines(unittest.TestCase):
 
 
 class Limits(unittest.TestCase):
+    def test_unread_whole_replies_are_bounded_together(self):
+        """Past the budget a reply is a 503; small ones still go, and the budget comes back when the readers leave."""
+        with Server("--reply-total", "40M") as server:
+            readers = []
+            for _ in range(4):  # 16 MB as text, in a buffer that doubles: two fit
+                s = server.connect(receive_buffer=4096)
+                s.sendall(GET % b"/big?bytes=16000000")
+                readers.append(s)
+            first_lines = [s.recv(100).split(b"\r\n")[0] for s in readers]
+            self.assertEqual(sorted(int(line.split()[1]) for line in first_lines), [200, 200, 503, 503])
+            self.assertLessEqual(server.stats()["reply_bytes"], 40 << 20)
+            refused = server.get("/big?bytes=16000000")
+            self.assertEqual(refused.status, 503)
+            self.assertEqual(refused.header("Retry-After"), "1")
+            assert_error_shape(refused)
+            self.assertEqual(server.get("/a").status, 200)
+            for s in readers:
+                s.close()
+            self.assertIsNotNone(server.wait_stats(lambda x: x["reply_bytes"] < 10000), "the budget is not given back")
+            self.assertEqual(len(server.get("/big?bytes=16000000").body), 16000000)
+
+    def test_unread_streams_are_bounded_together(self):
+        """The streams that hold much are cut; one that is read goes on to its end."""
+        with Server("--reply-total", "2M", "--stream-buffer", "1G") as server:
+            readers = []
+            for _ in range(4):
+                s = server.connect(receive_buffer=4096)
+                s.sendall(GET % b"/stream?n=1000000&gap=1&bytes=30000")
+                readers.append(s)
+            self.assertIsNotNone(server.wait_stats(lambda x: x["cut"] >= 1, 30), "holds without bound")
+            good = server.get("/stream?n=300&gap=1&bytes=100")
+            self.assertTrue(good.body.endswith(b"data: [DONE]\n\n"))
+            self.assertIsNotNone(server.wait_stats(lambda x: x["cut"] == 4, 60), "holds without bound")
+            self.assertIsNotNone(server.wait_stats(lambda x: x["reply_bytes"] < 10000))
+            for s in readers:
+                s.close()
+
     def test_300_mb_body_is_refused_at_the_limit(self):
         """Row 7: by its Content-Length before a byte, and chunked at limit + 1; memory is not taken."""
         with Server("--body", "1M") as server:

@@ -188,6 +188,32 @@ static void closed_log_does_no_harm(void **state) {
     assert_int_equal(log_dropped_count(), dropped + 1);
 }
 
+/* A reader that has stopped: the pipe fills up, and the writer must go on (the alarm ends a test that hangs). */
+static void full_pipe_blocks_nobody(void **state) {
+    int ends[2];
+    (void)state;
+    assert_int_equal(pipe(ends), 0);
+    const uint64_t dropped = log_dropped_count();
+    const int keep = dup(STDERR_FILENO);
+    dup2(ends[1], STDERR_FILENO);
+    alarm(60);
+    for (int i = 0; i < 10000; i++) log_info("s", NULL, "nobody reads this either");
+    alarm(0);
+    dup2(keep, STDERR_FILENO);
+    close(keep);
+    close(ends[1]);
+    size_t n_lines = 0;
+    bool whole = true;
+    for (ssize_t n; (n = read(ends[0], captured, sizeof captured - 1)) > 0;) {
+        captured[n] = '\0';
+        whole = captured[n - 1] == '\n';
+        n_lines += count_lines(captured);
+    }
+    close(ends[0]);
+    assert_true(whole && n_lines > 0);
+    assert_int_equal(n_lines + (log_dropped_count() - dropped), 10000); /* each line was written or counted */
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(values_cannot_forge_lines_in_text),
@@ -197,6 +223,7 @@ int main(void) {
         cmocka_unit_test(storms_are_limited_and_counted),
         cmocka_unit_test(lines_of_threads_do_not_mix),
         cmocka_unit_test(closed_log_does_no_harm),
+        cmocka_unit_test(full_pipe_blocks_nobody),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

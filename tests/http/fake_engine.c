@@ -308,7 +308,7 @@ static bool ends(const struct engine *g, const struct job *j, int32_t id) {
 static bool job_step(struct engine *g, struct job *j) {
     uint64_t now = time_now_ns();
     if (j->cancelled) return job_finish(g, j, FINISH_CANCEL, -1), true;
-    if (j->deadline) return job_fail(g, j, ERR_DEADLINE), true;
+    if (j->deadline || (j->copy.deadline_ns && now >= j->copy.deadline_ns)) return job_fail(g, j, ERR_DEADLINE), true;
     if (!j->started) {
         if (g->n_running >= g->o.max_seqs) return false;
         job_start(g, j);

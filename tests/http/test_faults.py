@@ -59,6 +59,17 @@ def test_a_failure_in_a_stream_is_an_event_and_a_cut(fake, fault, kind):
             pass
 
 
+def test_request_timeout(start):
+    server = start("--request-timeout", "500ms")
+    reply = server.post("/v1/completions", LONG)
+    assert reply.status_code == 503 and error_of(reply)["code"] == "deadline_exceeded"
+    events, broken = events_until_cut(server, LONG)
+    assert broken and json.loads(events[-1])["error"]["code"] == "deadline_exceeded"
+    server.wait_metric("choir_requests_running", 0)
+    assert server.complete(prompt=script(text=b"abc"), max_tokens=9)["choices"][0]["text"] == "abc"
+    server.stop()
+
+
 def test_one_failing_choice_fails_the_request_and_nothing_else(fake):
     reply = fake.post("/v1/completions", {"prompt": [script(NAN, text=b"abcdefgh"), script(SLOW, FOREVER)],
                                           "max_tokens": 900})

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from choird import error_of, raw_request
+from choird import EOS, error_of, raw_request
 
 TABLE = (Path(__file__).parents[2] / "server" / "api_fields.def").read_text()
 PATHS = {"C": "/v1/completions", "H": "/v1/chat/completions", "T": "/tokenize", "D": "/detokenize"}
@@ -203,9 +203,48 @@ def test_bad_values(fake, where, field, value, param):
     ({"n": 64, "prompt": ["x"] * 5}, "n"),
     ({"max_tokens": 0, "echo": True, "n": 2}, "n"),
     ({"prompt": None}, "prompt"),
+    ({"min_tokens": 1, "allowed_token_ids": [20, 21], "stop_token_ids": [21, 20, 22]}, "allowed_token_ids"),
+    ({"min_tokens": 1, "allowed_token_ids": [EOS]}, "allowed_token_ids"),
+    ({"min_tokens": 2, "allowed_token_ids": [20, EOS], "stop_token_ids": [20]}, "allowed_token_ids"),
+    ({"min_tokens": 1, "allowed_token_ids": [EOS], "stop_token_ids": [EOS], "ignore_eos": True}, "allowed_token_ids"),
 ])
 def test_bad_combinations(fake, body, param):
     refused(fake.post("/v1/completions", {**BASE["C"], **body}), param)
+
+
+@pytest.mark.parametrize("body", [
+    {"min_tokens": 0, "allowed_token_ids": [20], "stop_token_ids": [20]},
+    {"min_tokens": 1, "allowed_token_ids": [20, 21], "stop_token_ids": [20]},
+    {"min_tokens": 1, "allowed_token_ids": [EOS], "ignore_eos": True},
+])
+def test_possible_combinations(fake, body):
+    assert fake.post("/v1/completions", {**BASE["C"], **body}).status_code == 200
+
+
+@pytest.mark.parametrize("body", [{"prompt": "x", "foo": 1}, {"prompt": True}, {"prompt": "x", "n": 0}, {"prompt": "x", "suffix": "y"},
+                                  {"prompt": "x", "n": "5"}, {"prompt": "x", "model": 5}, {"prompt": "x", "stop": ""}])
+def test_a_message_names_its_field_once(fake, body):
+    error = error_of(fake.post("/v1/completions", body))
+    assert error["message"].count(f"'{error['param']}'") == 1, error
+    assert error["message"].endswith(".") and ".:" not in error["message"] and ".." not in error["message"], error
+
+
+def test_text_to_tokenize_is_bounded(fake):
+    limit = 1 << 20
+    assert fake.post("/tokenize", {"prompt": " " * limit}).status_code == 200
+    assert refused(fake.post("/tokenize", {"prompt": "x" * (limit + 1)}), "prompt")["code"] == "invalid_value"
+    message = {"role": "user", "content": "x" * (limit // 4 + 1)}
+    assert refused(fake.post("/tokenize", {"messages": [message] * 4}), "messages")["code"] == "invalid_value"
+
+
+def test_prompts_that_can_never_wait_together(start):
+    server = start("--queue-tokens", "100")
+    ask = lambda **body: server.post("/v1/completions", {"max_tokens": 1, **body})
+    assert refused(ask(prompt=[[20] * 40] * 3), "prompt")["code"] == "invalid_value"
+    assert ask(prompt=[[20] * 40] * 2).status_code == 200
+    assert ask(prompt=[20] * 120).status_code == 200  # an empty queue takes any one prompt
+    assert ask(prompt=[20] * 90, n=4).status_code == 200  # choices share their prompt
+    server.stop()
 
 
 def test_missing_fields(fake):
@@ -235,6 +274,9 @@ def test_reply_size_is_bounded(fake):
     reply = fake.post("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}], "n": 64, "logprobs": True,
                                                "top_logprobs": 20})
     assert refused(reply, "top_logprobs")
+    fits = {"prompt": [20] * 100, "max_tokens": 97, "logprobs": 20, "n": 64}  # 64 * 97 * 21 = 130,368 of 131,072
+    assert fake.post("/v1/completions", fits).status_code == 200
+    assert refused(fake.post("/v1/completions", {**fits, "max_tokens": 98}), "logprobs")
     assert fake.process.poll() is None
 
 
