@@ -15,7 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { N = 72, LONG_N = 700, OTHER_N = 40, BLOCKS = LONG_N / KV_PAGE_TOKENS + 2, TABLES = 3 };
+enum { N = 128, LONG_N = 700, OTHER_N = 40, BLOCKS = LONG_N / KV_PAGE_TOKENS + 2, TABLES = 3 };
 
 static struct model *m;
 static uint32_t n_vocab;
