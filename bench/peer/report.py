@@ -1,5 +1,5 @@
-"""The table of a bench/peer run. A figure is the median of its undisturbed samples; the peer counts with the better
-of its two variants."""
+"""The table of a bench/peer run. A figure is the median of its undisturbed samples; the peer counts with the best
+of its variants."""
 
 import statistics
 
@@ -25,17 +25,17 @@ def number(x):
     return f"{x:.2f}" if abs(x) < 10 else f"{x:.1f}" if abs(x) < 100 else f"{x:.0f}"
 
 
-def row(metric, by_contender, share):
+def row(metric, by_contender, peer_names, share):
     medians = {c: median(s, share) for c, s in by_contender.items()}
     cost = any(word in metric for word in LOWER_IS_BETTER)
     peers = {c: m for c, m in medians.items() if c.startswith("llama")}
     cells = [metric]
     if not peers:
         value, used, out = medians["machine"]
-        return cells + ["", "", number(value), "", f"{used}" + (f" (-{out})" if out else "")]
+        return cells + [""] * len(peer_names) + [number(value), "", f"{used}" + (f" (-{out})" if out else "")]
     best = (min if cost else max)(peers, key=lambda c: peers[c][0])
     cells += [number(peers[c][0]) + ("*" if c == best and len(peers) > 1 else "") if c in peers else ""
-              for c in ("llama.cpp", "llama.cpp --no-repack")]
+              for c in peer_names]
     ratio, ours = "", ""
     if "choir" in medians:
         ours = number(medians["choir"][0])
@@ -53,14 +53,15 @@ def markdown(result, share):
     metrics = {}
     for entry in result["samples"]:
         metrics.setdefault(entry["metric"], {})[entry["contender"]] = entry["samples"]
+    peer_names = list(dict.fromkeys(c for by in metrics.values() for c in by if c.startswith("llama")))
     lines = [
         f"{result['date']}, {result['cpu']}, Linux {result['kernel']}; {result['threads']} threads, {result['model']}; peer: {result['peer']}.",
         f"Command: `{result['command']}`. Medians over {result['rounds']} interleaved rounds; samples in which foreign processes took more "
-        f"than {share:.0%} of a core are left out; `*` marks the better variant of the peer, which the ratio is against "
+        f"than {share:.0%} of a core are left out; `*` marks the best variant of the peer, which the ratio is against "
         "(of costs the ratio is theirs / ours, so more than 1 is better everywhere).",
         "",
-        "| | llama.cpp | llama.cpp --no-repack | choir | ratio | samples |",
-        "|---|--:|--:|--:|--:|--:|",
+        "| | " + " | ".join(peer_names + ["choir", "ratio", "samples"]) + " |",
+        "|---" + "|--:" * (len(peer_names) + 3) + "|",
     ]
-    lines += ["| " + " | ".join(row(m, by, share)) + " |" for m, by in metrics.items()]
+    lines += ["| " + " | ".join(row(m, by, peer_names, share)) + " |" for m, by in metrics.items()]
     return "\n".join(lines)

@@ -30,6 +30,7 @@ DISTURBED_SHARE = 0.10  # of one core, taken by foreign processes during a sampl
 def parse_args():
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     p.add_argument("--llama", help="folder of llama.cpp's programs (default: what bench/peer/build-llama builds)")
+    p.add_argument("--no-openmp", help="folder of llama.cpp built without OpenMP (bench/peer/build-llama --no-openmp), as one more peer")
     p.add_argument("--choird", default=os.path.join(ROOT, "build/bin/choird"))
     p.add_argument("--engine-bench", default=os.path.join(ROOT, "build/bin/peer_engine"))
     p.add_argument("--probe", default=os.path.join(ROOT, "build/bin/peer_probe"))
@@ -63,12 +64,16 @@ class Bench:
         self.args = args
         self.samples = {}  # (metric, contender) -> [{"value", "disturbed"}]
         threads = str(args.threads)
-        llama = [os.path.join(args.llama, "llama-server"), "-m", args.model, "-t", threads, "-tb", threads, "-fa", "on",
+        peers = [("llama.cpp", args.llama, True), ("llama.cpp --no-repack", args.llama, False)]
+        if args.no_openmp:
+            peers.append(("llama.cpp, no OpenMP", args.no_openmp, True))
+        self.peers = peers
+        llama = ["-m", args.model, "-t", threads, "-tb", threads, "-fa", "on",
                  "-c", str(SLOTS * SLOT_TOKENS), "-np", str(SLOTS), "--cache-ram", "0", "--host", "127.0.0.1", "--port", "{port}"]
         choird = [args.choird, args.model, "--threads", threads, "--max-seqs", str(SLOTS), "--max-model-len",
                   str(SLOT_TOKENS), "--host", "127.0.0.1", "--port", "{port}"]
-        self.servers = [Server("llama.cpp", "llama", llama, log_folder),
-                        Server("llama.cpp --no-repack", "llama", llama + ["--no-repack"], log_folder)]
+        self.servers = [Server(name, "llama", [os.path.join(folder, "llama-server"), *llama] + ([] if repack else ["--no-repack"]),
+                               log_folder) for name, folder, repack in peers]
         if not args.peer_only:
             self.servers.append(Server("choir", "choir", choird, log_folder))
 
@@ -90,11 +95,11 @@ class Bench:
     def inprocess(self):
         """llama-bench against the engine in one process, without HTTP: the kernels, the scheduler and the sampler."""
         threads = str(self.args.threads)
-        for name, extra in (("llama.cpp", []), ("llama.cpp --no-repack", ["--repack", "0"])):
-            command = [os.path.join(self.args.llama, "llama-bench"), "-m", self.args.model, "-t", threads, "-p", "512", "-n", "128",
-                       "-fa", "1", "-r", "2", "-o", "json"]
+        for name, folder, repack in self.peers:
+            command = [os.path.join(folder, "llama-bench"), "-m", self.args.model, "-t", threads, "-p", "512", "-n", "128", "-fa", "1",
+                       "-r", "2", "-o", "json", "--repack", "1" if repack else "0"]
             with Disturbance() as d:
-                done = subprocess.run(command + extra, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
+                done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
             for test in json.loads(done.stdout):
                 metric = "in process: prefill 512, tok/s" if test["n_prompt"] else "in process: decode 128, tok/s"
                 for rate in test["samples_ts"]:
