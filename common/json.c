@@ -50,6 +50,7 @@ bool json_prescan(const char *bytes, size_t n, const struct json_limits *limits,
     uint64_t cost = 0, longest = 0;
     uint32_t depth = 0;
     bool in_scalar = false;
+    uint64_t members = 0;
     size_t i = 0;
     while (i < n) {
         const unsigned char c = (unsigned char)bytes[i];
@@ -76,6 +77,9 @@ bool json_prescan(const char *bytes, size_t n, const struct json_limits *limits,
                 cost += COST_SEPARATOR;
             } else if (c == ':') {
                 cost += COST_MEMBER;
+                if (limits && limits->members_max && ++members > limits->members_max)
+                    return err_set(e, ERR_BAD_JSON, "JSON has more than %llu object members at byte %zu.",
+                                   (unsigned long long)limits->members_max, i);
             }
             /* letters, '.', '+' go on with a scalar; all else ends it */
             if (c == ',' || c == ':' || c <= ' ' || c == '{' || c == '}' || c == '[' || c == ']') in_scalar = false;

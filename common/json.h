@@ -28,6 +28,7 @@ struct json_limits {
     uint32_t depth_max;     /* 0: JSON_DEPTH_MAX */
     uint32_t amplification; /* tree bytes allowed per body byte; 0: 20 */
     uint64_t slack_bytes;   /* tree bytes allowed besides; 0: 1 MiB */
+    uint64_t members_max;   /* of all objects together, each a hashed insertion; 0: no bound of its own */
 };
 
 /* The tree (free with json_decref), or NULL and *e (BAD_JSON, with the byte offset in the message). Only an

@@ -194,8 +194,14 @@ bool option_value_set(const struct options_spec *spec, const struct option_row *
     case OPTION_TYPE_CHOICE:
         ok = set_choice(row, field, text, store, at, e);
         break;
-    case OPTION_TYPE_LIST:
     case OPTION_TYPE_SECRET:
+        if (text[0] == '\0' && at->source != OPTION_DEFAULT) { /* of an unset variable: the door must not stand open */
+            ok = fail(at, row, text, "is empty; give a value or leave it out", e);
+            break;
+        }
+        ok = set_list(row, field, text, at->source > *source, store, at, e);
+        break;
+    case OPTION_TYPE_LIST:
         ok = set_list(row, field, text, at->source > *source, store, at, e);
         break;
     case OPTION_TYPE_GROUP:

@@ -195,7 +195,7 @@ static bool rules_check(struct api_request *r, const struct api_model *model, st
 
 /* A tree lives only while its request is being handled, one per HTTP thread. A list of one-digit token ids costs 24
  * times its bytes. */
-static const struct json_limits doc_limits = {.amplification = 32};
+static const struct json_limits doc_limits = {.amplification = 32, .members_max = JSON_MEMBERS_MAX};
 
 bool api_parse(struct api_request *out, enum api_endpoint endpoint, const struct api_model *model, const char *body,
                size_t body_bytes, struct err *e) {

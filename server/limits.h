@@ -9,6 +9,7 @@ enum {
     PROMPTS_MAX = 64,            /* prompts of one completions request */
     CHOICES_MAX = 256,           /* prompts * n: requests that one body puts into the engine's queue */
     MESSAGES_MAX = 4096,
+    JSON_MEMBERS_MAX = 1 << 16,   /* object members of one body: building the tree takes microseconds each */
     TOKENIZE_BYTES_MAX = 1 << 20, /* text of one /tokenize request, which an HTTP thread works on meanwhile */
     CONTENT_PARTS_MAX = 4096,     /* per message */
     STOP_STRINGS_MAX = 16,

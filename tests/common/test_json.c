@@ -358,6 +358,16 @@ static void error_replies_have_the_one_shape(void **state) {
     strbuf_free(&b);
 }
 
+static void object_members_are_counted_before_a_tree_is_built(void **state) {
+    (void)state;
+    const char *text = "{\"a\":1,\"b\":{\"c\":[2,3],\"d:e\":\"f:g\"}}"; /* 4 members; colons in strings are none */
+    uint64_t bytes;
+    struct err e;
+    assert_true(json_prescan(text, strlen(text), &(struct json_limits){.members_max = 4}, &bytes, &e));
+    assert_false(json_prescan(text, strlen(text), &(struct json_limits){.members_max = 3}, &bytes, &e));
+    assert_int_equal(e.code, ERR_BAD_JSON);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(memory_is_bounded_for_the_worst_bodies),
@@ -371,6 +381,7 @@ int main(void) {
         cmocka_unit_test(errors_name_the_field),
         cmocka_unit_test(long_paths_keep_their_end),
         cmocka_unit_test(error_replies_have_the_one_shape),
+        cmocka_unit_test(object_members_are_counted_before_a_tree_is_built),
     };
     json_set_alloc_funcs(counted_malloc, counted_free);
     return cmocka_run_group_tests(tests, NULL, NULL);

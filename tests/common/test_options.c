@@ -281,6 +281,11 @@ static void secrets_are_never_printed(void **state) {
     strbuf_free(&out);
 }
 
+static void an_empty_secret_is_refused(void **state) {
+    (void)state;
+    assert_fails("--api-key=", "", "is empty");
+}
+
 /* Each help form names every flag, environment variable and default of the table. */
 static void help_says_all_that_the_table_says(void **state) {
     void (*const forms[])(const struct options_spec *, struct strbuf *) = {options_help, options_help_markdown};
@@ -325,6 +330,7 @@ int main(void) {
         cmocka_unit_test(wrong_command_lines),
         cmocka_unit_test(wrong_config_lines_are_named),
         cmocka_unit_test(secrets_are_never_printed),
+        cmocka_unit_test(an_empty_secret_is_refused),
         cmocka_unit_test(help_says_all_that_the_table_says),
         cmocka_unit_test(nothing_wrong_with_double_dash),
     };
